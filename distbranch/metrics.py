@@ -20,6 +20,7 @@ from distbranch.tasks import Task, locate_outputs
 
 TOP_K = 10  # of the paper's recall
 TOP_RECALL = f"top{TOP_K}_recall"
+DELTA = "delta"  # the name of `compute_delta` in tables, where it is a share
 
 
 def task_metrics(
@@ -155,6 +156,11 @@ def list_dense_metrics() -> dict[str, str]:
     """The kind of dense task that has the metric, by metric."""
     kinds = {name: kind for name, kind in KINDS.items() if kind.is_dense}
     return {metric: name for name, kind in kinds.items() for metric in kind.metrics}
+
+
+def list_first_metrics() -> list[str]:
+    """The metric by which dense tasks of each kind are compared first: mIoU, RMSE, mean angle, error."""
+    return [name for name, metric in list_metrics().items() if metric.is_first]
 
 
 def list_means() -> dict[str, Metric]:

@@ -141,6 +141,7 @@ class TaskSet:
         self._standards = [(task.mean, task.deviation) for task in self.tasks]
         self._is_standardised = set(self._standards) != {(0.0, 1.0)}
         self._standards_on: dict[torch.device, Tensor] = {}
+        self._class_weights_on: dict[tuple[str, torch.device], Tensor] = {}
 
     def compute_losses(self, outputs: AnyOutputs, labels: AnyLabels) -> Tensor:
         """The loss of every sample and task [B, T]; 0, with gradient 0, where unlabelled.
@@ -151,12 +152,15 @@ class TaskSet:
         return self._compute_all(self._losses, outputs, labels)
 
     @torch.no_grad()
-    def compute_margins(self, outputs: AnyOutputs, labels: AnyLabels) -> Tensor:
+    def compute_margins(
+        self, outputs: AnyOutputs, labels: AnyLabels, losses: Tensor | None = None
+    ) -> Tensor:
         """The margin of every sample and task [B, T] (Eq. 6), 0 where unlabelled; no gradient.
 
-        Of a dense task it is its loss, for margins are compared with their own mean only.
+        Of a dense task it is its loss, for margins are compared with their own mean only; where the losses [B, T] of the same
+        outputs are known, maps are not looked at once more.
         """
-        return self._compute_all(self._margins, outputs, labels)
+        return self._compute_all(self._margins, outputs, labels, losses)
 
     def select(self, tasks: Sequence[Task]) -> TaskSet:
         """Some of the tasks, with the same losses."""
@@ -214,8 +218,13 @@ class TaskSet:
         return (labels - mean).div(deviation).to(labels.dtype)
 
     def _compute_all(
-        self, functions: Mapping[str, Loss], outputs: AnyOutputs, labels: AnyLabels
+        self,
+        functions: Mapping[str, Loss],
+        outputs: AnyOutputs,
+        labels: AnyLabels,
+        known: Tensor | None = None,
     ) -> Tensor:
+        """Values [B, T]; those of dense tasks are their losses, which may be `known` [B, T]."""
         unlabelled = labels.isnan()
         logits = outputs.logits if isinstance(outputs, Outputs) else outputs
         numbers = labels.values if isinstance(labels, Labels) else labels
@@ -229,7 +238,10 @@ class TaskSet:
         else:
             of_tasks = self._compute_by_kind(functions, logits, filled)
             for number, task in self.dense.items():
-                of_tasks[number] = self._compute_of_maps(task, outputs, labels)
+                if known is None:
+                    of_tasks[number] = self._compute_of_maps(task, outputs, labels)
+                else:
+                    of_tasks[number] = known[:, number]
             values = torch.stack([of_tasks[number] for number in range(self.num_tasks)], dim=1)
         masked: Tensor = values.masked_fill(unlabelled, 0.0)
         return masked
@@ -271,9 +283,16 @@ class TaskSet:
         targets = kind.decode_labels(task, codes)
         weights = kind.find_valid(codes).to(torch.promote_types(maps.dtype, torch.float32))
         if task.name in self.for_maps.class_weights:
-            of_classes = weights.new_tensor(self.for_maps.class_weights[task.name])
-            weights = weights * of_classes[targets]
+            of_classes = self._load_class_weights(task.name, weights.device)
+            weights = weights * of_classes.to(weights.dtype)[targets]
         return codes.shape[-2:], targets, weights
+
+    def _load_class_weights(self, name: str, device: torch.device) -> Tensor:
+        """Those of a task on a device, where they stay: a copy at every step would make the host wait for a GPU."""
+        if (name, device) not in self._class_weights_on:
+            given = torch.tensor(self.for_maps.class_weights[name], dtype=torch.float64)
+            self._class_weights_on[name, device] = given.to(device)
+        return self._class_weights_on[name, device]
 
 
 def _check_class_weights(given: Mapping[str, Sequence[float]], tasks: Sequence[Task]) -> None:

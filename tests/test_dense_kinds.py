@@ -305,6 +305,23 @@ def test_the_loss_of_a_sample_is_the_mean_over_its_labelled_pixels(task: Task, n
     assert (strength[valid] > 0).all()
 
 
+def test_margins_of_maps_whose_losses_are_known_look_at_no_map(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tasks = TaskSet((EDGES, Task("bright"), ROOM))
+    codes = {task.name: draw_codes(task) for task in (EDGES, ROOM)}
+    values = torch.ones(NUM, 3)
+    values[2:4, 0] = NAN
+    labels = Labels(values, codes)
+    maps = {task.name: draw_outputs(task) for task in (EDGES, ROOM)}
+    answer = Outputs(torch.linspace(-2, 2, NUM)[:, None], maps)
+    expected = tasks.compute_margins(answer, labels)
+    losses = tasks.compute_losses(answer, labels)
+    monkeypatch.setattr(tasks, "_compute_of_maps", None)
+    assert torch.equal(tasks.compute_margins(answer, labels, losses), expected)
+    assert not torch.equal(expected[:, 1], losses[:, 1])
+
+
 def test_the_first_loss_of_a_dense_kind_by_name_is_its_own() -> None:
     named = [name for name in BUILT_IN["loss"] if KINDS[name.partition(":")[0]].is_dense]
     firsts = {kind: name for kind, _, name in (one.partition(":") for one in reversed(named))}

@@ -414,3 +414,10 @@ def test_a_kind_of_a_user_needs_a_loss_and_a_score_only() -> None:
         assert list_metrics()["mean_ratio"].lower_is_better
     finally:
         del KINDS._entries[name]
+
+
+def test_an_answer_that_is_a_whole_number_is_told_as_it_is() -> None:
+    """As a kind of one's own may give it."""
+    people = Task("people")
+    answer = Kind().summarise_answer(people, 3)
+    assert Kind().write_answer(people, answer) == {"people": "3"}

@@ -122,6 +122,7 @@ def data_check(paths: Annotated[list[str], Argument(help="Folders of packed data
     """
     from distbranch.data.check import check_dataset, read_local_dataset
     from distbranch.data.pack import count_copies, describe_copies
+    from distbranch.report.console import describe_maps
     from distbranch.report.progress import ProgressDisplay
 
     # All are looked for before the first is read.
@@ -138,6 +139,8 @@ def data_check(paths: Annotated[list[str], Argument(help="Folders of packed data
         print_plain(
             f"{found.num_samples:,} samples in {found.num_shards} shards are as they were packed."
         )
+        for line in describe_maps(found.info):
+            print_plain(line)
         for remark in found.remarks:
             print_plain(remark)
         if found.copies:

@@ -15,12 +15,13 @@ from distbranch.cli.terminal import (
     numbers,
     print_plain,
     run_folder,
-    show_rows,
+    show_wide,
 )
-from distbranch.config.sweep import SHARES
 from distbranch.errors import UsageError
 
 if TYPE_CHECKING:  # loads torch
+    from pandas import DataFrame
+
     from distbranch.experiments.runner import Experiment, Findings
     from distbranch.experiments.runs import Run
 
@@ -41,8 +42,10 @@ def _check_split(split: str) -> str:
 
 
 def _check_metric(metric: str) -> str:
-    if metric not in SHARES:
-        raise UsageError(f"--metric should be one of {', '.join(SHARES)}, found '{metric}'.")
+    from distbranch.metrics import list_means
+
+    if metric not in list_means():
+        raise UsageError(f"--metric should be one of {', '.join(list_means())}, found '{metric}'.")
     return metric
 
 
@@ -176,6 +179,13 @@ def experiment_grouping(
     seeds: Annotated[
         str | None, typer.Option(help="Seeds, separated by commas; that of the run if not given.")
     ] = None,
+    metric: Annotated[
+        str,
+        typer.Option(
+            help="Metrics that are compared, separated by commas; accuracy, average precision and the first one of each kind of "
+            "dense task if not given."
+        ),
+    ] = "",
     split: Split = "test",
     jobs: Jobs = None,
     name: Name = None,
@@ -187,7 +197,8 @@ def experiment_grouping(
     """
     from distbranch.experiments.groupings import design_grouping
 
-    experiment = design_grouping(run_folder(run), permutations, split=split)
+    metrics = [_check_metric(one) for one in _split_names(metric)]
+    experiment = design_grouping(run_folder(run), permutations, split=split, metrics=metrics)
     _run_and_show(experiment, overrides or [], seeds=seeds, jobs=jobs, name=name)
 
 
@@ -253,6 +264,7 @@ def experiment_affinities(
     seeds: Annotated[
         str, typer.Option(help="Seeds, separated by commas; the scout has the first.")
     ] = "0,1,2",
+    metric: Metric = "average_precision",
     split: Split = "test",
     jobs: Jobs = None,
     name: Name = None,
@@ -288,6 +300,7 @@ def experiment_affinities(
         permutations=permutations if train else 0,
         split=split,
         has_own_scout=scout is None,
+        metric=metric,
     )
     if not train:
         seeds = str(first_seed)
@@ -324,6 +337,80 @@ def experiment_policies(
         config, policies, own, iterations=iterations, split=split, name=name
     )
     _run_and_show(experiment, own, seeds=seeds, jobs=jobs, name=name)
+
+
+@experiment_app.command("dense")
+def experiment_dense(
+    config: Config,
+    overrides: Overrides = None,
+    methods: Annotated[
+        str,
+        typer.Option(
+            help="Of single-task, hard-sharing, cross-stitch, mtan, nddr, sluice, tree, groups, adashare, separated by commas; all "
+            "if not given. single-task is always trained."
+        ),
+    ] = "",
+    search: Annotated[
+        Path | None,
+        typer.Option(help="Config of AdaShare's search; CONFIG if not given, where that is one."),
+    ] = None,
+    policies: Annotated[
+        int, typer.Option(help="Policies drawn, beside the most probable one.", min=0)
+    ] = 8,
+    groups: Annotated[
+        Path | None,
+        typer.Option(
+            help="A given tree: a finished run, or its tree.json; the known groups of the data if not given."
+        ),
+    ] = None,
+    split_from: Annotated[
+        str | None,
+        typer.Option(
+            help="Lowest unit that known groups have for themselves; the last but one if not given."
+        ),
+    ] = None,
+    permutations: Annotated[int, typer.Option(help="Permuted trees of those groups.", min=0)] = 1,
+    iterations: Annotated[
+        int | None,
+        typer.Option(
+            help="Steps of every network but the search; those of CONFIG if not given.", min=1
+        ),
+    ] = None,
+    seeds: Seeds = "0,1,2",
+    split: Split = "test",
+    jobs: Jobs = None,
+    name: Name = None,
+) -> None:
+    """Dense tasks as AdaShare's paper compares them: a network per task, hard sharing, baselines, trees, AdaShare; with Delta and costs.
+
+    Examples:
+    - `distbranch experiment dense configs/rooms-tree.yaml --search configs/rooms-adashare.yaml --seeds 0,1,2`
+    - `distbranch experiment dense configs/rooms-tree.yaml --methods hard-sharing,groups --split-from block4_1`
+    """
+    from distbranch.experiments.analyses import format_frame
+    from distbranch.experiments.dense import FAMILIES, DenseOptions, design_dense, split_columns
+    from distbranch.report.progress import SweepDisplay
+    from distbranch.report.tables import render_rich
+
+    own = overrides or []
+    options = DenseOptions(
+        methods=_split_names(methods) or FAMILIES,
+        search=search,
+        groups=groups,
+        split_from=split_from,
+        permutations=permutations,
+        policies=policies,
+        iterations=iterations,
+        split=split,
+    )
+    experiment = design_dense(config, own, options, name=name, report=SweepDisplay(console))
+    findings, _, place = _run(experiment, own, seeds=seeds, jobs=jobs, name=name)
+    for sentence in findings.sentences:
+        print_plain(sentence)
+    heads = ("Delta in %, and what one image costs", "First metrics; shares in %")
+    for head, part in zip(heads, split_columns(findings.table), strict=True):
+        show_wide(render_rich(format_frame(part), f"{head}; {split} split"))
+    print_plain(f"results.csv, {', '.join(findings.files)}, report.html: {place}")
 
 
 @experiment_app.command("births")
@@ -393,7 +480,7 @@ def compare(
     Examples:
     `distbranch compare runs/fps-thin-16-seed* runs/fps-branch-16-2-seed*`
     """
-    from distbranch.experiments.analyses import compare_methods, format_markdown, format_table
+    from distbranch.experiments.analyses import compare_methods, format_markdown
     from distbranch.experiments.runs import check_defined, read_runs, tabulate_runs
 
     methods = read_runs([run_folder(run) for run in runs])
@@ -403,10 +490,10 @@ def compare(
     if csv:
         print_plain(table.to_csv(index=False).rstrip("\n"))
     elif markdown:
-        print_plain(f"{about}\n\n{format_markdown(table)}")
+        print_plain(f"{about}\n\n{format_markdown(table, metric)}")
     else:
-        print_plain(about)
-        show_rows(format_table(table))
+        print_plain(f"{about}; shares in %")
+        _show_table(table, metric)
 
 
 def _run(
@@ -427,17 +514,26 @@ def _run(
 
 
 def _run_and_show(experiment: "Experiment", overrides: Sequence[str], **options: Any) -> None:
-    from distbranch.experiments.analyses import format_table
-
     findings, runs, place = _run(experiment, overrides, **options)
     for sentence in findings.sentences:
         print_plain(sentence)
     if findings.table is not None and not findings.table.empty:
-        show_rows(format_table(findings.table))
+        _show_table(findings.table, findings.metric)
     files = findings.files
     if runs:
         files = ["results.csv", *files]
     print_plain(f"{', '.join(files)}: {place}")
+
+
+def _show_table(table: "DataFrame", metric: str | None) -> None:
+    """A table of an analysis; its first columns are names, as far as they are text."""
+    from distbranch.experiments.analyses import format_frame
+    from distbranch.report.tables import render_rich
+
+    num_names = 0
+    while isinstance(table.iloc[0, num_names], str):
+        num_names += 1
+    show_wide(render_rich(format_frame(table, metric), num_names=num_names))
 
 
 def _split_names(text: str) -> list[str]:

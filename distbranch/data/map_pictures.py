@@ -9,6 +9,7 @@ from distbranch.kinds.digits import write_digits
 from distbranch.kinds.kind import Array
 from distbranch.kinds.label_counts import Counts
 from distbranch.kinds.map_counts import PERCENTS, read_quantiles
+from distbranch.kinds.normals import DIRECTIONS, encode_normals
 from distbranch.tasks import Task
 
 SWATCH, STRIP = 16, 120  # pixels: height of both, and width of one colour and of a range
@@ -69,7 +70,7 @@ class MapPainter:
         return self.task.name if share == 1 else kind.describe_label(self.task, share)
 
     def make_legend(self) -> list[LegendEntry]:
-        """Of classes one entry each, of values one; none of directions."""
+        """Of classes one entry each, of values one, of directions those that a surface which is seen may face."""
         kind = get_dense_kind(self.task)
         palette = kind.get_palette()
         if palette is not None:
@@ -77,7 +78,7 @@ class MapPainter:
             swatches = [np.tile(palette[code], (SWATCH, SWATCH, 1)) for code in codes]
             return list(map(LegendEntry, swatches, self.task.classes))
         if kind.channels > 1:
-            return []
+            return make_legend_of_directions()
         least, largest = self._range
         strip = self._colour(np.tile(np.linspace(least, largest, STRIP), (SWATCH, 1)))
         unit = kind.get_unit(self.task)
@@ -98,3 +99,14 @@ class MapPainter:
         places = np.linspace(0, 1, len(colours))
         channels = [np.interp(shares, places, channel) for channel in colours.T]
         return np.stack(channels, axis=-1).round().astype(np.uint8)
+
+
+def make_legend_of_directions() -> list[LegendEntry]:
+    """The colours of surfaces that face right, left, up, down and forward, to the camera: signs and axes are seen by them."""
+    axes = np.eye(3)
+    vectors = np.stack([axes, -axes], axis=1).reshape(len(DIRECTIONS), 3)
+    entries = []
+    for name, vector in zip(DIRECTIONS, vectors, strict=True):
+        colour = encode_normals(vector, np.array(True))
+        entries.append(LegendEntry(np.tile(colour, (SWATCH, SWATCH, 1)), name))
+    return entries[:-1]  # what faces away is not seen

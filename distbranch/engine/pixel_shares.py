@@ -32,10 +32,13 @@ def share_pixels(
     """
     counts = [tasks.count_loss_pixels(outputs, part) for part in labels]
     totals = ranks.sum(torch.cat(counts).sum(dim=0))
-    scale = batch_size / totals.clamp(min=1)
+    # Not all that is above 0 is 1 and more: pixels count as much as their class weighs.
+    scale = batch_size / torch.where(totals > 0, totals, 1)
     shares = []
     for own in counts:
         share = torch.ones(len(own), tasks.num_tasks, device=own.device)
-        share[:, list(tasks.dense)] = (own * scale).float()
+        # Column by column: a list of them would have to be on the device first.
+        for column, of_task in zip(tasks.dense, (own * scale).float().unbind(dim=1), strict=True):
+            share[:, column] = of_task
         shares.append(share)
     return shares

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from distbranch.branching.tree import Tree
 from distbranch.config import Config
-from distbranch.engine.artifact import save_model
+from distbranch.config.network import BASELINES
+from distbranch.engine.artifact import DESCRIPTION, save_model
 from distbranch.engine.checkpoint import Checkpoint, load_newest, save_checkpoint, set_damaged_aside
 from distbranch.engine.initialisation import read_given_tree
 from distbranch.engine.remote_run import RemoteRun
@@ -27,6 +28,7 @@ from distbranch.engine.run_start import (
 from distbranch.engine.sample_maps import write_sample_maps
 from distbranch.engine.training_state import TrainingState
 from distbranch.errors import StoppedEarly
+from distbranch.models.architecture import Architecture
 from distbranch.permissions import explain_damage
 
 __all__ = ["RunFiles", "RunResult", "StoppedEarly", "read_result"]
@@ -187,5 +189,12 @@ def read_result(directory: Path) -> RunResult | None:
     with explain_damage(f"The result of {directory} is damaged", advice):
         summary = json.loads(files.result.read_text())
         metrics = summary["metrics"]
-        tree = Tree.from_json(json.loads(files.tree.read_text())["tree"])
+        tree = _read_tree(files, summary.get("method"))
     return RunResult(metrics, tree, directory, summary)
+
+
+def _read_tree(files: RunDirectory, method: str | None) -> Tree:
+    if method in BASELINES:  # which share by no tree, so that no file has one
+        design = json.loads((files.model / DESCRIPTION).read_text())["architecture"]
+        return Architecture.from_json(design).tree
+    return Tree.from_json(json.loads(files.tree.read_text())["tree"])

@@ -27,7 +27,9 @@ SPLITS = ("val", "test", "train")  # of which the first that the data have is sh
 def write_sample_maps(
     file: Path, network: Network, info: DatasetInfo, data: DataConfig, ranks: Ranks
 ) -> None:
-    """Write `images` [n, H, W, 3] and, per dense task, codes `truth/TASK` and `found/TASK` [n, H, W, ...]; n may be 0.
+    """Write `images` [n, H, W, 3] and, per dense task, codes `truth/TASK` and `found/TASK` [n, H, W, ...].
+
+    Nothing is written where no sample of the split can be read.
 
     Args:
         file: an .npz without pickles; `tasks` in it describes the dense tasks.
@@ -42,9 +44,11 @@ def write_sample_maps(
     split = next(name for name in SPLITS if name in member.splits)
     alone = replace(ranks, rank=0, world_size=1)
     size = network.architecture.image_size
-    batch = next(
-        open_evaluation(member, split, data, alone, image_size=size, batch_size=NUM_IMAGES)
-    )
+    batches = open_evaluation(member, split, data, alone, image_size=size, batch_size=NUM_IMAGES)
+    # Bad samples are left out, and a batch may be nothing else.
+    batch = next((one for one in batches if len(one.images)), None)
+    if batch is None:
+        return
     shown = [task for task in dense if task.name in batch.maps]
     arrays: dict[str, Array] = {
         "tasks": np.array(json.dumps([task.to_json() for task in shown])),

@@ -112,17 +112,21 @@ def decide_on_tree(
         thin = first_architecture(config, info)
         matrices = {layer: found.matrix for layer, found in measured.items()}
         if config.method.group_layers == "one-by-one":
-            records = decide_layers(matrices, thin, config)
+            decisions = decide_layers(matrices, thin, config)
+            names = [f"round-00-{decision['layer_name']}" for decision in decisions]
         else:
-            records = [decide_block(matrices, thin, config)]
-        kind, scout = config.method.affinity, describe_scout(config)
-        for record in records:
-            found = measured[record["layer"]]
+            decisions = [decide_block(matrices, thin, config)]
+            names = ["round-00"]
+        kind, records = config.method.affinity, []
+        for name, decision in zip(names, decisions, strict=True):
             # Before the first step, in no round: the rounds of a tree that grows begin with 1.
-            record |= {"round": 0, "iteration": 0, "epoch": 0.0, "affinity_kind": kind}
-            record |= {kind: found.describe(), "scout": scout}
-            record["affinity_file"] = f"affinity/round-00-{record['layer_name']}.npz"
+            record = {"round": 0, "iteration": 0, "epoch": 0.0} | decision
+            record["affinity_kind"] = kind
+            record[kind] = measured[record["layer"]].describe()
+            record["scout"] = describe_scout(config)
+            record["affinity_file"] = f"affinity/{name}.npz"
             record["seconds_in_all"] = time.perf_counter() - began
+            records.append(record)
         _write_decisions(files, records, measured, kind)
         return records
 

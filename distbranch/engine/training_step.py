@@ -20,6 +20,7 @@ from distbranch.engine.optimizer_and_schedule import compute_learning_rate, set_
 from distbranch.engine.pixel_shares import share_pixels
 from distbranch.engine.training_state import TrainingState
 from distbranch.errors import SharedError
+from distbranch.kinds import KINDS
 from distbranch.maps import AnyLabels, split_labels
 from distbranch.models.norm import NormGroups, take_step_sums, update_running_statistics
 
@@ -40,7 +41,9 @@ class TrainingStep:
         self.stats = state.stats
         self.window = state.window
         labels = state.info.splits["train"].labels
-        self.has_gaps = any(counts.get("unlabelled", 0) for counts in labels.values())
+        # Counts are of whole images, of which a part may be without a label (data.crop, data.scale, data.shift).
+        has_dense = any(KINDS[task.kind].is_dense for task in state.info.tasks)
+        self.has_gaps = has_dense or any(counts.get("unlabelled", 0) for counts in labels.values())
         self._norm_plan = NormPlan(self.config.train, self.ranks)
         self._sums: Pending | None = None
         self._losses_after: Pending | None = (
@@ -93,8 +96,9 @@ class TrainingStep:
         outputs, norm = search.train_policy(
             self.net, self.ranks, parts, self.progress.iteration, autocast
         )
-        sums = tasks.compute_losses(outputs, labels).sum(dim=0, dtype=torch.float64)
-        self._start_step_sums(tasks.compute_margins(outputs, labels), labels, sums)
+        losses = tasks.compute_losses(outputs, labels)
+        margins = tasks.compute_margins(outputs, labels, losses)
+        self._start_step_sums(margins, labels, losses.sum(dim=0, dtype=torch.float64))
         return self.config.adashare.policy_lr, norm
 
     def _divide_batch(self, images: Tensor, labels: AnyLabels, indices: Tensor) -> list[Part]:
@@ -136,7 +140,9 @@ class TrainingStep:
 
                 # Losses, and the margins that the affinities are made of.
                 losses = tasks.compute_losses(outputs, part_labels)
-                margins.append(tasks.compute_margins(outputs.detach(), part_labels))
+                margins.append(
+                    tasks.compute_margins(outputs.detach(), part_labels, losses.detach())
+                )
                 loss_sums += losses.detach().sum(dim=0, dtype=torch.float64)
 
                 # The sums begin before the last backward pass, which is long enough for them.

@@ -48,6 +48,7 @@ def design_affinities(
     permutations: int,
     split: str,
     has_own_scout: bool,
+    metric: str = METRIC,
 ) -> Experiment:
     """What every kind makes of a scout, and with `permutations` what its trees are worth beside their permutations.
 
@@ -61,6 +62,7 @@ def design_affinities(
         permutations: of every tree; 0: no tree is trained.
         split: `val` or `test`.
         has_own_scout: whether the scout is the run THIN of this experiment, which is compared too then.
+        metric: a mean over tasks, of the trees.
 
     Raises:
         UserError: the scout is no finished run, or has branches.
@@ -85,12 +87,13 @@ def design_affinities(
 
     def analyse(runs: Runs) -> Findings:
         title = f"{scout.absolute().name}: {num_groups} groups from {lowest} on"
-        found = describe_kinds(measured, groups, names, _read_planted(info, names), title=title)
+        found = describe_kinds(measured, groups, names, read_planted(info, names), title=title)
         if not permutations:
             return found
-        table, sentences = compare_with_permuted(runs, kinds, split)
+        table, sentences = compare_with_permuted(runs, kinds, split, metric)
         csv = {**found.csv, "trees.csv": table}
-        return replace(found, sentences=[*found.sentences, *sentences, NOTE], table=table, csv=csv)
+        sentences = [*found.sentences, *sentences, NOTE]
+        return replace(found, sentences=sentences, table=table, csv=csv, metric=metric)
 
     about = {
         "experiment": "affinities",
@@ -106,7 +109,7 @@ def design_affinities(
         variants=variants,
         analyse=analyse,
         splits=(split,) if permutations else (),
-        metric=METRIC if permutations else None,
+        metric=metric if permutations else None,
         derived=OF_BEGINNINGS,
         trains=has_own_scout or bool(permutations),
     )
@@ -193,7 +196,7 @@ def describe_kinds(
     return Findings(sentences, pairs, csv, {"affinities.png": figure})
 
 
-def _read_planted(info: DatasetInfo, names: Sequence[str]) -> Groups:
+def read_planted(info: DatasetInfo, names: Sequence[str]) -> Groups:
     """The known groups of the data set, as numbers of tasks; none if it does not say of every task."""
     numbers = {name: number for number, name in enumerate(names)}
     groups = [
@@ -247,37 +250,37 @@ def _tabulate_groups(groups: Mapping[str, Groups], names: Sequence[str]) -> Data
 
 
 def compare_with_permuted(
-    runs: Runs, kinds: Sequence[str], split: str
+    runs: Runs, kinds: Sequence[str], split: str, metric: str
 ) -> tuple[DataFrame, list[str]]:
     """A row per kind: its tree, its permuted trees, and the difference; with a sentence for each.
 
     Returns:
-        kind, seeds, average_precision, permuted_average_precision, what `summarise_differences` says (learned less permuted;
+        kind, seeds, the metric, permuted_<metric>, what `summarise_differences` says (learned less permuted;
         permutations are its repetitions), multiply_adds. A thin network among the runs is a row without permutations.
     """
     values = tabulate_runs(runs)
-    means = select_means(values, METRIC, split)
+    means = select_means(values, metric, split)
     rows, sentences = [], []
     for kind in [THIN, *kinds]:
         own = means[means["variant"] == kind]
         if own.empty:
             continue
-        row = {"kind": kind, "seeds": len(own), METRIC: own["value"].mean()}
-        row[f"{METRIC}_sd"] = own["value"].std()
+        row = {"kind": kind, "seeds": len(own), metric: own["value"].mean()}
+        row[f"{metric}_sd"] = own["value"].std()
         is_permuted = means["variant"].str.startswith(f"{kind}-permuted-")
         if is_permuted.any():
             permuted = means[is_permuted]["variant"].unique()
-            row[f"permuted_{METRIC}"] = means[is_permuted]["value"].mean()
-            differences = measure_losses(values, METRIC, split, learned=kind, permuted=permuted)
+            row[f"permuted_{metric}"] = means[is_permuted]["value"].mean()
+            differences = measure_losses(values, metric, split, learned=kind, permuted=permuted)
             found = summarise_differences(differences)
             shown = ("difference", "difference_sd", "tasks_higher", "tasks_lower", "p_value")
             row |= {key: found[key] for key in shown if key in found}
             about = {"one": f"the tree of {kind}", "other": "a permuted tree"}
             sentences.append(
-                describe_differences(differences, METRIC, **about, repetition="permutations")
+                describe_differences(differences, metric, **about, repetition="permutations")
             )
         row["multiply_adds"] = own["multiply_adds"].mean()
         rows.append(row)
-    order = ["kind", "seeds", METRIC, f"{METRIC}_sd", f"permuted_{METRIC}", "difference"]
+    order = ["kind", "seeds", metric, f"{metric}_sd", f"permuted_{metric}", "difference"]
     order += ["difference_sd", "tasks_higher", "tasks_lower", "p_value", "multiply_adds"]
     return DataFrame(rows).reindex(columns=order), sentences

@@ -12,7 +12,6 @@ import pandas
 from pandas import DataFrame
 from scipy.stats import wilcoxon
 
-from distbranch.config.sweep import SHARES
 from distbranch.experiments.intervals import (
     LEVEL,
     OF_DIFFERENCES,
@@ -20,20 +19,30 @@ from distbranch.experiments.intervals import (
     measure_differences,
 )
 from distbranch.experiments.pairs import subtract_by_seed
-from distbranch.experiments.runs import COSTS, pivot_tasks, select_means
-from distbranch.metrics import list_metrics
-from distbranch.report.console import UNDEFINED, compute_spread, format_amount, format_size
+from distbranch.experiments.runs import COSTS, SPLITS, pivot_tasks, select_means
+from distbranch.metrics import DELTA, list_dense_metrics, list_metrics
+from distbranch.report.console import (
+    UNDEFINED,
+    compute_spread,
+    describe_metric,
+    format_amount,
+    format_difference,
+    format_size,
+    format_value,
+    name_difference,
+)
 from distbranch.report.experiment_figures import Spot
 from distbranch.report.tables import render_markdown
 
 SIGNIFICANT = 0.05  # as is usual; no sentence hangs on it alone, for it says p
-# How columns are shown: these in percentage points, these in percent (and every metric, also with a split before it), and all
-# others as numbers, with so many decimals if they are no counts.
+# How columns are shown: these as differences of the metric, these in percent, every metric (also with a split before it) in its
+# unit, and all others as numbers, with so many decimals if they are no counts.
 POINTS = ("difference", "lowest", "highest")
 INTERVAL = "low"  # shown as `0.80 to 3.00` with the end that stands beside it
 # What columns end with that are in files alone, or told by another one.
 BESIDE = ("_sd", "high", "_over_tasks")
-PERCENT = ("last", *SHARES)
+PERCENT = ("last", *(f"{split}_{DELTA}" for split in SPLITS))
+SIGNED = {DELTA: "Delta %", "delta_first": "first %"}  # in percent, with their heads
 SIZES = ("cost", "parameters", *COSTS)
 DECIMALS = {"share": 2, "adjusted_rand_index": 3, "rank_correlation": 3}
 
@@ -104,8 +113,9 @@ def describe_differences(
     name = list_metrics()[metric].title
     if not found["repetitions"]:
         return f"{name}, {one} less {other}: nothing can be compared."
+    unit = name_difference(metric)
     seen = (
-        f"{name}, {one} less {other}: {format_cell('difference', found)} points in the mean, above zero in "
+        f"{name}, {one} less {other}: {' '.join([format_cell('difference', found, metric), unit]).strip()} in the mean, above zero in "
         f"{found['repetitions_higher']} of {found['repetitions']} {repetition}. {one.capitalize()} is higher on "
         f"{found['tasks_higher']} of {found['tasks']} tasks ({found['tasks_always_higher']} in all {repetition}) and lower on "
         f"{found['tasks_lower']} ({found['tasks_always_lower']}). Wilcoxon signed-rank test over tasks, two-sided: "
@@ -113,9 +123,8 @@ def describe_differences(
     )
     if found["p_value"] >= SIGNIFICANT:
         return f"{seen}no difference is shown."
-    better = one
-    if not found["ranks_higher"]:
-        better = other
+    is_better = found["ranks_higher"] != list_metrics()[metric].lower_is_better
+    better = one if is_better else other
     seen += f"by the ranks of the tasks {better} is better"
     if found["ranks_higher"] != (found["difference"] > 0):
         seen += ", though by the mean it is the other way round: few tasks differ much"
@@ -240,32 +249,67 @@ def find_first_reach(curve: DataFrame, goal: float) -> float:
 # ---- for people
 
 
-def format_table(table: DataFrame) -> list[dict[str, str]]:
-    """Any of the tables as rows of text: values with their spread, metrics in percent, differences in points."""
+def format_signed_percent(share: float) -> str:
+    """`+1.2` of 0.012; a dash for NaN."""
+    if pandas.isna(share):
+        return UNDEFINED
+    return f"{100 * share:+.1f}"
+
+
+def format_table(table: DataFrame, metric: str | None = None) -> list[dict[str, str]]:
+    """Any of the tables as rows of text: values with their spread, metrics in their unit, differences in points.
+
+    Args:
+        table: of an analysis.
+        metric: of the differences; a share if None. A column `metric` says it row by row.
+    """
     columns = [column for column in table.columns if not column.endswith(BESIDE)]
-    return [
-        {_make_heading(column): format_cell(column, row) for column in columns}
-        for row in table.to_dict("records")
-    ]
+    rows = []
+    for row in table.to_dict("records"):
+        own = row.get("metric", metric)
+        rows.append({_make_heading(name, metric): format_cell(name, row, own) for name in columns})
+    return rows
 
 
-def format_markdown(table: DataFrame) -> str:
+def format_frame(table: DataFrame, metric: str | None = None) -> DataFrame:
+    """The same as a table."""
+    return DataFrame(format_table(table, metric))
+
+
+def format_markdown(table: DataFrame, metric: str | None = None) -> str:
     """The same in Markdown."""
-    return render_markdown(pandas.DataFrame(format_table(table)))
+    return render_markdown(format_frame(table, metric))
 
 
-def _make_heading(column: str) -> str:
-    heading = column.replace("_", " ")
+def _make_heading(column: str, metric: str | None) -> str:
     if column == INTERVAL:
         return f"{LEVEL} %"
+    if column in SIGNED:
+        return SIGNED[column]
+    heading = column.replace("_", " ")
     if column in POINTS:
-        return f"{heading}, points"
+        return ", ".join(filter(None, (heading, name_difference(metric or ""))))
+    if column.startswith("backbone_"):
+        return f"{heading.removeprefix('backbone ')} without heads"
+    found = _find_metric(column)
     if column.endswith(PERCENT):
+        return f"{heading} %"
+    if found is None:
+        return heading
+    if found in list_dense_metrics():
+        return f"{heading.removesuffix(found.replace('_', ' '))}{describe_metric(found)}"
+    if list_metrics()[found].unit == "%":
         return f"{heading} %"
     return heading
 
 
-def format_cell(column: str, row: Mapping[str, Any]) -> str:
+def _find_metric(column: str) -> str | None:
+    """The metric that a column holds, as its name or the end of it: `val_accuracy`, `line_miou`."""
+    found = [name for name in list_metrics() if f"_{column}".endswith(f"_{name}")]
+    return max(found, key=len, default=None)
+
+
+def format_cell(column: str, row: Mapping[str, Any], metric: str | None = None) -> str:
     """A value of a row with its `_sd`, such as `74.5 ± 0.7`; a dash for NaN."""
     value = row[column]
     if pandas.isna(value):
@@ -273,11 +317,17 @@ def format_cell(column: str, row: Mapping[str, Any]) -> str:
     if isinstance(value, str):
         return value
     deviation = np.nan_to_num(row.get(f"{column}_sd", 0.0))
+    compared = metric or ""
     if column == INTERVAL:
-        return f"{100 * value:+.2f} to {100 * row['high']:+.2f}"
-    # Networks often differ by tenths of a point, so differences have a decimal more.
+        both = (value, row["high"])
+        largest = max(map(abs, both))
+        ends = [format_difference(compared, end, largest=largest) for end in both]
+        return " to ".join(end if end.startswith("-") else f"+{end}" for end in ends)
     if column in POINTS:
-        text = format_amount(value, deviation, scale=100, decimals=2)
+        text = format_difference(compared, value, deviation)
+        return f"+{text}" if value >= 0 else text
+    if column in SIGNED:
+        text = format_amount(value, deviation, scale=100, decimals=1)
         return f"+{text}" if value >= 0 else text
     if column.endswith(PERCENT):
         return format_amount(value, deviation, scale=100, decimals=1)
@@ -285,6 +335,9 @@ def format_cell(column: str, row: Mapping[str, Any]) -> str:
         return format_size(value)
     if column == "p_value":
         return f"{value:.2g}"  # its order counts, however small it is
+    found = _find_metric(column)
+    if found is not None:
+        return format_value(found, value, deviation)
     return format_amount(value, None, decimals=DECIMALS.get(column, 0))
 
 

@@ -124,6 +124,7 @@ def design_equal_cost(
             tables[split],
             {"company.csv": csv, **tabulate_pairs(values, list(variants), metric)},
             {"company.png": figure},
+            metric,
         )
 
     return Experiment(
@@ -292,7 +293,7 @@ def describe_nearest(
         (row,) = compare_pairs(values, [(name, nearest)], metric, split).to_dict("records")
         ratios = np.exp(costs.loc[nearest] - costs.loc[name])
         sentences.append(
-            f"{describe_pair(row)}, the uneven plain network nearest to it, of {ratios['multiply_adds']:.2f} times its multiply-adds "
-            f"and {ratios['weights']:.2f} times its weights."
+            f"{describe_pair(row, metric)}, the uneven plain network nearest to it, of {ratios['multiply_adds']:.2f} times its "
+            f"multiply-adds and {ratios['weights']:.2f} times its weights."
         )
     return sentences

@@ -21,7 +21,7 @@ from distbranch.experiments.analyses import describe_differences, tabulate_diffe
 from distbranch.experiments.designs import check_grows, load_run_config
 from distbranch.experiments.runner import Experiment, Findings, Variants
 from distbranch.experiments.runs import Runs, pivot_tasks, tabulate_runs
-from distbranch.metrics import list_metrics
+from distbranch.metrics import list_first_metrics, list_metrics
 from distbranch.report.experiment_figures import draw_reductions
 
 METRICS = ("accuracy", "average_precision")
@@ -38,13 +38,16 @@ NOTE = (
 # ---- is the learned grouping worth anything?
 
 
-def design_grouping(run: Path, permutations: int, *, split: str) -> Experiment:
+def design_grouping(
+    run: Path, permutations: int, *, split: str, metrics: Sequence[str] = ()
+) -> Experiment:
     """The tree of a finished run and its permutations, trained from scratch (figure 3 of the paper, with every task counted).
 
     Args:
         run: a finished run whose tree has grown.
         permutations: how many; number k is drawn with seed k.
         split: `val` or `test`.
+        metrics: that are compared, each task by task; accuracy, average precision and the first one of each dense kind if empty.
 
     Raises:
         UserError: the run has not finished or its tree has not grown.
@@ -58,7 +61,7 @@ def design_grouping(run: Path, permutations: int, *, split: str) -> Experiment:
         sentences = []
         tables = []
         panels = {}
-        for metric in METRICS:
+        for metric in metrics or [*METRICS, *list_first_metrics()]:
             lost = measure_losses(values, metric, split, learned=LEARNED, permuted=permuted)
             if lost.empty:  # undefined for all tasks
                 continue
@@ -68,10 +71,13 @@ def design_grouping(run: Path, permutations: int, *, split: str) -> Experiment:
                 "repetition": "permutations",
             }
             sentences.append(describe_differences(lost, metric, **names))
-            table = tabulate_differences(lost)
+            costs = lost
+            if list_metrics()[metric].lower_is_better:
+                costs = -lost
+            table = tabulate_differences(costs)
             table.insert(0, "metric", metric)
             tables.append(table)
-            panels[list_metrics()[metric].title] = (100 * lost).T.to_dict("list")
+            panels[metric] = costs.T.to_dict("list")
         if not tables:
             raise UserError(
                 f"No task has a metric on {split} in all runs, so nothing can be compared there. Give another --split."
@@ -160,9 +166,9 @@ def _list_groups(tree: Tree) -> list[list[list[int]]]:
 def measure_losses(
     values: DataFrame, metric: str, split: str, *, learned: str, permuted: Iterable[str]
 ) -> DataFrame:
-    """How much lower the metric of every task is with each permuted tree, mean over seeds: [T, K] in 0..1.
+    """How much lower the metric of every task is with each permuted tree, mean over seeds: [T, K], shares in 0..1.
 
-    Tasks without the metric in some run are left out. Positive: the learned tree is better.
+    Tasks without the metric in some run are left out. Positive: the learned tree has more of it.
     """
     table = pivot_tasks(values, metric, split).dropna()
     # Over seeds first: they are repetitions of one tree, while permutations are other trees.

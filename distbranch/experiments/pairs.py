@@ -10,6 +10,7 @@ from pandas import DataFrame
 from distbranch.experiments.intervals import LEVEL, OF_DIFFERENCES, measure_differences
 from distbranch.experiments.runs import SPLITS, pivot_tasks
 from distbranch.metrics import list_metrics
+from distbranch.report.console import format_difference, get_scale, name_difference
 
 Pair = tuple[str, str]  # a network, and that with which it is compared
 
@@ -54,29 +55,42 @@ def describe_against(
     """A sentence per variant and reference, and what the intervals in them are."""
     pairs = [(name, other) for other in against for name in variants if name != other]
     found = compare_pairs(values, pairs, metric, split)
-    sentences = [f"{describe_pair(row)}." for row in found.to_dict("records")]
+    sentences = [f"{describe_pair(row, metric)}." for row in found.to_dict("records")]
     if sentences:
         sentences.append(
-            f"{list_metrics()[metric].title} on {split}, mean over tasks, paired by seed and task; {LEVEL} % intervals are Student's t "
-            "over seeds, for these tasks. In differences.csv is every pair, with the wider interval for other tasks of their kind."
+            f"{list_metrics()[metric].title} on {split}{_describe_side(metric)}, mean over tasks, paired by seed and task; "
+            f"{LEVEL} % intervals are Student's t over seeds, for these tasks. In differences.csv is every pair, with the "
+            "wider interval for other tasks of their kind."
         )
     return sentences
 
 
-def describe_pair(row: Mapping[str, Any]) -> str:
+def _describe_side(metric: str) -> str:
+    return " (less is better)" * list_metrics()[metric].lower_is_better
+
+
+def describe_pair(row: Mapping[str, Any], metric: str) -> str:
     """`anew-4 is 1.9 points above thin-32 (95 %: 0.8 to 3.0, 5 seeds)`, from a row of `compare_pairs`."""
     network, against, seeds = row["network"], row["against"], row["repetitions"]
     if not seeds:
         return (
             f"{network} and {against} have no seed and task in common, so they cannot be compared"
         )
-    points = 100 * row["difference"]
-    ends = [100 * row["low"], 100 * row["high"]]
+    points = row["difference"]
+    ends = [row["low"], row["high"]]
     side = "above"
     if points < 0:
         side = "below"
         ends = [-end for end in reversed(ends)]
     sure = "1 seed: no interval"
     if not pandas.isna(ends[0]):
-        sure = f"{LEVEL} %: {ends[0]:.1f} to {ends[1]:.1f}, {seeds} seeds"
-    return f"{network} is {abs(points):.1f} points {side} {against} ({sure})"
+        sure = f"{LEVEL} %: {_write(metric, ends[0])} to {_write(metric, ends[1])}, {seeds} seeds"
+    amount = f"{_write(metric, abs(points))} {name_difference(metric)}".rstrip()
+    return f"{network} is {amount} {side} {against} ({sure})"
+
+
+def _write(metric: str, value: float) -> str:
+    """With a decimal less than in tables where it is a share."""
+    if get_scale(metric) == 100:
+        return f"{100 * value:.1f}"
+    return format_difference(metric, value)

@@ -13,9 +13,12 @@ from distbranch.config import AdaShareConfig
 from distbranch.config.sweep import Setting
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UsageError
+from distbranch.experiments.analyses import format_signed_percent
+from distbranch.experiments.deltas import has_dense_tasks, tabulate_deltas
 from distbranch.experiments.designs import METRIC, load_run_config
-from distbranch.experiments.runner import Experiment, Findings, build_sweep
-from distbranch.experiments.runs import SPLITS, Run, Runs
+from distbranch.experiments.runner import Experiment, Findings, Variants, build_sweep
+from distbranch.experiments.runs import SPLITS, Run, Runs, check_defined
+from distbranch.metrics import DELTA
 from distbranch.report.experiment_figures import draw_drawn_policies
 from distbranch.sweep.plan import SEED
 
@@ -60,26 +63,27 @@ def design_policies(
     # Hard sharing reads none of these, so all such runs are the same one.
     plain = {f"adashare.{key}": value for key, value in AdaShareConfig().model_dump().items()}
     folder = build_sweep(name, {SEARCH: search}, overrides).trial_path
-    given = {**fresh, "adashare.policy": str(folder / f"{SEARCH}-seed{SEED}")}
     variants = {
         SEARCH: search,
         SHARED: {**fresh, "method.name": "fixed", **plain},
-        "most-probable": given,
+        **make_drawn_variants(fresh, folder / f"{SEARCH}-seed{SEED}", num_policies),
     }
-    for number in range(num_policies):
-        variants[f"policy-{number}"] = {**given, "adashare.policy_number": number}
 
     def analyse(runs: Runs) -> Findings:
-        found = tabulate_networks(runs)
+        metric = DELTA
+        if not has_dense_tasks(runs):
+            metric = METRIC
+            check_defined(runs, metric, ("val", split))
+        found = tabulate_networks(runs, metric)
         names = found["network"]
         if found["seed"].nunique() > 1:
             names = names + ", seed " + found["seed"].astype(str)
-        places = zip(found["multiply_adds"], found[f"{split}_{METRIC}"], strict=True)
+        places = zip(found["multiply_adds"], found[f"{split}_{metric}"], strict=True)
         spots = dict(zip(names, places, strict=True))
         best = list(names[found["best_on_val"] == "best"])
-        figure = draw_drawn_policies(spots, best, metric=METRIC, split=split)
+        figure = draw_drawn_policies(spots, best, metric=metric, split=split)
         return Findings(
-            describe_policies(found, split),
+            describe_policies(found, split, metric),
             found,
             {"policies.csv": found},
             {"policies.png": figure},
@@ -91,31 +95,64 @@ def design_policies(
         variants=variants,
         analyse=analyse,
         splits=("val", split),
-        metric=METRIC,
         derived=DERIVED,
     )
 
 
-def tabulate_networks(runs: Runs) -> DataFrame:
+def make_drawn_variants(fresh: Setting, search: Path, num_policies: int) -> Variants:
+    """Networks trained with the most probable policy of a search, and with those drawn from it.
+
+    Args:
+        fresh: their settings but the policy.
+        search: the run directory of the search.
+        num_policies: how many are drawn.
+    """
+    given = {**fresh, "adashare.policy": str(search)}
+    variants = {"most-probable": given}
+    for number in range(num_policies):
+        variants[f"policy-{number}"] = {**given, "adashare.policy_number": number}
+    return variants
+
+
+def tabulate_networks(runs: Runs, metric: str = METRIC) -> DataFrame:
     """A row per trained network, hard sharing first, seed by seed; values in 0..1.
 
     `best_on_val`: of the policies of one seed, that with the highest value on val, whatever it is on test.
+
+    Args:
+        runs: of all variants.
+        metric: a mean over tasks of which more is better, or `DELTA`, against hard sharing.
     """
     rows = []
     for run in runs:
         row = {"network": run.variant, "seed": run.seed, "best_on_val": ""}
-        row |= {f"{split}_{METRIC}": run.get_mean(METRIC, split) for split in SPLITS}
+        row |= {f"{split}_{metric}": run.get_mean(metric, split) for split in SPLITS}
         row |= {
             "skipped_decisions": count_skips(run),
             "multiply_adds": run.summary["multiply_adds"],
         }
         rows.append(row)
     found = DataFrame(rows)
+    if metric == DELTA:
+        shared = [run for run in runs if run.variant == SHARED]
+        for split in SPLITS:
+            found[f"{split}_{metric}"] = tabulate_deltas(runs, shared, split)[DELTA]
     found = found[found["network"] != SEARCH].sort_values("seed", kind="stable", ignore_index=True)
-    # By val alone: the best on test would be chosen by what it is judged by.
     drawn = found[found["network"] != SHARED]
-    found.loc[drawn.groupby("seed")[f"val_{METRIC}"].idxmax(), "best_on_val"] = "best"
+    best = choose_best(drawn, f"val_{metric}", name="network")
+    is_best = found["network"] == found["seed"].map(best)
+    found.loc[is_best, "best_on_val"] = "best"
     return found
+
+
+def choose_best(drawn: DataFrame, column: str, *, name: str) -> dict[int, str]:
+    """The policy of every seed with the highest value on val: {seed: its name}; without seeds where nothing is known.
+
+    By val alone: the best on test would be chosen by what it is judged by.
+    """
+    known = drawn.dropna(subset=column)
+    rows = known.loc[known.groupby("seed")[column].idxmax()]
+    return dict(zip(rows["seed"], rows[name], strict=True))
 
 
 def count_skips(run: Run) -> int:
@@ -124,16 +161,24 @@ def count_skips(run: Run) -> int:
     return sum(row.count(0) for row in policy)
 
 
-def describe_policies(found: DataFrame, split: str) -> list[str]:
+def describe_policies(found: DataFrame, split: str, metric: str = METRIC) -> list[str]:
     """A sentence per search with what may be said of it."""
+    told, write = "average precision", _write_percent
+    if metric == DELTA:
+        told, write = "Delta against hard sharing", format_signed_percent
     sentences = []
     for seed, networks in found.groupby("seed"):
-        values = 100 * networks.set_index("network")[f"{split}_{METRIC}"]
+        values = networks.set_index("network")[f"{split}_{metric}"]
         drawn = values.drop(SHARED)
-        best = networks[networks["best_on_val"] == "best"]["network"].iloc[0]
-        sentences.append(
-            f"Seed {seed}: {len(drawn)} policies, average precision on {split} {drawn.median():.1f} % in the median "
-            f"({drawn.min():.1f} to {drawn.max():.1f}); the best on val is {best} with {values[best]:.1f} %; hard sharing "
-            f"{values[SHARED]:.1f} %."
+        sentence = (
+            f"Seed {seed}: {len(drawn)} policies, {told} on {split} {write(drawn.median())} % in the median "
+            f"({write(drawn.min())} to {write(drawn.max())})"
         )
+        for best in networks[networks["best_on_val"] == "best"]["network"]:
+            sentence += f"; the best on val is {best} with {write(values[best])} %"
+        sentences.append(f"{sentence}; hard sharing {write(values[SHARED])} %.")
     return sentences
+
+
+def _write_percent(share: float) -> str:
+    return f"{100 * share:.1f}"

@@ -28,6 +28,7 @@ from distbranch.experiments.runs import (
     split_by_data_set,
 )
 from distbranch.launch.prepare import is_to_be_packed, read_packed_data
+from distbranch.metrics import is_defined, list_means
 from distbranch.report.console import make_result_markdown
 from distbranch.report.experiment_figures import save_figure
 from distbranch.sweep.plan import list_trials
@@ -52,14 +53,16 @@ class Findings:
     Attributes:
         sentences: what may be said.
         table: shown below them, see `format_table`; None: the means of all networks, which table.md always has, are all.
-        csv: tables by the names of their files; values in 0..1.
+        csv: tables by the names of their files; shares in 0..1.
         figures: of report/experiment_figures.py, by file name.
+        metric: of the differences in the table; a share if None.
     """
 
     sentences: Sequence[str] = ()
     table: DataFrame | None = None
     csv: Mapping[str, DataFrame] = field(default_factory=dict)
     figures: Mapping[str, Any] = field(default_factory=dict)
+    metric: str | None = None
 
     @property
     def files(self) -> list[str]:
@@ -136,7 +139,8 @@ def run_experiment(
     check_same_comparison(sweep, experiment.about)
     runs = []
     if experiment.trains:
-        runs = train_variants(sweep, report, splits=experiment.splits)
+        splits, metric = experiment.splits, experiment.metric
+        runs = train_variants(sweep, report, splits=splits, metric=metric)
 
     # Recorded before the analysis: the runs are there now, whatever an analysis makes of them.
     sweep.path.mkdir(parents=True, exist_ok=True)
@@ -181,15 +185,19 @@ def build_sweep(
 
 
 def train_variants(
-    sweep: SweepConfig, report: Report, *, splits: Collection[str] = ()
+    sweep: SweepConfig,
+    report: Report,
+    *,
+    splits: Collection[str] = (),
+    metric: str | None = None,
 ) -> list[Run]:
     """Train what is not finished yet; then the finished runs of every variant, by seed.
 
     Raises:
-        UserError: data without one of the splits, runs that failed (the others were finished first), or that early stopping ended.
+        UserError: data without one of the splits, or without a task that has the metric there; runs that failed (the others were finished first), or that early stopping ended.
         StoppedEarly: a signal asked to stop.
     """
-    _check_splits(sweep, splits)
+    _check_splits(sweep, splits, metric)
     rows = run_sweep(sweep, report)
     unfinished = [row for row in rows if row["status"] != FINISHED]
     if unfinished:
@@ -209,7 +217,7 @@ def train_variants(
     return restrict_to_common_tasks(found)
 
 
-def _check_splits(sweep: SweepConfig, splits: Collection[str]) -> None:
+def _check_splits(sweep: SweepConfig, splits: Collection[str], metric: str | None) -> None:
     """Of data that are still to be packed nothing is known yet."""
     # One trial of each data set, as reading hundreds of times the same file takes minutes.
     trial_of_data = {trial.data.path: trial for trial in list_trials(sweep)}
@@ -223,6 +231,13 @@ def _check_splits(sweep: SweepConfig, splits: Collection[str]) -> None:
                     f"The data set {info.path} should have the split '{split}', on which the runs are compared, but it has "
                     f"{', '.join(sorted(info.splits))}. Give data that have it, or another --split if the experiment takes one."
                 )
+            labels = info.splits[split].labels
+            if metric is not None and not is_defined(metric, info.tasks, labels):
+                known = [name for name in list_means() if is_defined(name, info.tasks, labels)]
+                raise UserError(
+                    f"No task of {info.path} has {metric} on {split}, so that the runs could not be compared by it. It has "
+                    f"{', '.join(known) or 'no metric there'}: give one of them as --metric where the experiment takes it, or other data."
+                )
 
 
 def make_markdown(sweep: SweepConfig, findings: Findings, runs: Runs) -> str:
@@ -231,7 +246,7 @@ def make_markdown(sweep: SweepConfig, findings: Findings, runs: Runs) -> str:
     if findings.sentences:
         parts.append("\n".join(f"- {sentence}" for sentence in findings.sentences))
     if findings.table is not None and not findings.table.empty:
-        parts.append(format_markdown(findings.table))
+        parts.append(format_markdown(findings.table, findings.metric))
 
     if not runs:
         return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"

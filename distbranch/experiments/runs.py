@@ -12,11 +12,11 @@ from typing import Any
 from pandas import DataFrame
 
 from distbranch.config import Config, load_config
-from distbranch.config.sweep import SHARES
 from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import RunDirectory, read_lines
 from distbranch.errors import UsageError, UserError
 from distbranch.kinds.categorical import CHOICES
+from distbranch.metrics import list_means
 
 logger = logging.getLogger("distbranch")
 SPLITS = ("test", "val")  # what is reported comes before what was chosen on
@@ -103,7 +103,7 @@ def restrict_to_common_tasks(runs: Runs) -> list[Run]:
     for run in copies:
         of_same_tasks[tuple(run.summary["tasks"])].append(run)
     for same in of_same_tasks.values():
-        for split, metric in itertools.product(SPLITS, SHARES):
+        for split, metric in itertools.product(SPLITS, list_means()):
             _restrict_mean(same, metric, split)
     return copies
 
@@ -143,10 +143,11 @@ def check_defined(runs: Runs, metric: str, splits: Collection[str]) -> None:
     """
     for split in splits:
         if all(run.get_mean(metric, split) is None for run in runs):
+            known = [name for name in list_means() if runs[0].get_mean(name, split) is not None]
             raise UserError(
                 f"The {len(runs)} runs are finished, but no task has {metric} on {split} in all of them, so they cannot be "
-                f"compared by it: results.csv beside {runs[0].config.run_directory} has what there is. Give data in which a "
-                "task has labels of more than one class there; numbers are compared by the metric of a sweep alone."
+                f"compared by it: results.csv beside {runs[0].config.run_directory} has what there is. Give --metric, one of "
+                f"{', '.join(known) or 'none'}, or data in which a task has labels of more than one class there."
             )
 
 
@@ -156,7 +157,7 @@ def check_defined(runs: Runs, metric: str, splits: Collection[str]) -> None:
 def tabulate_runs(runs: Runs) -> DataFrame:
     """All metrics of all runs, a row per value: variant, seed, multiply_adds, weights, split, task, metric, value.
 
-    Values are in 0..1, NaN where a metric is undefined. The task `MEAN` is the mean over tasks, which every run has a row for.
+    Shares are in 0..1, NaN where a metric is undefined. The task `MEAN` is the mean over tasks, which every run has a row for.
     """
     rows = []
     for run, split in itertools.product(runs, SPLITS):
@@ -167,7 +168,7 @@ def tabulate_runs(runs: Runs) -> DataFrame:
         for task, values in {MEAN: scores.get("mean", {}), **scores.get("tasks", {})}.items():
             rows += [
                 {**about, "task": task, "metric": metric, "value": values.get(metric)}
-                for metric in SHARES
+                for metric in list_means()
             ]
     return DataFrame(rows).astype({"value": float})
 

@@ -101,6 +101,10 @@ class DenseKind(Kind, ABC):
     def merge_counts(self, parts: Sequence[Counts]) -> dict[str, int | float]:
         return merge_class_counts(parts)
 
+    def describe_counts(self, task: Task, counts: Counts) -> str:
+        """What the labels of a split are, by their counts: how much of each class, how far; "" of what says nothing."""
+        return ""
+
     # ---- evaluation
 
     @abstractmethod

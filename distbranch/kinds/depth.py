@@ -16,7 +16,12 @@ from distbranch.kinds.dense import DenseKind
 from distbranch.kinds.digits import write_digits
 from distbranch.kinds.kind import KINDS, Answer, Array, Metric, Metrics, Summary
 from distbranch.kinds.label_counts import Counts, LabelCounts
-from distbranch.kinds.map_counts import DepthCounts, merge_depth_counts
+from distbranch.kinds.map_counts import (
+    PERCENTS,
+    DepthCounts,
+    merge_depth_counts,
+    read_quantiles,
+)
 
 if TYPE_CHECKING:
     from distbranch.tasks import Task
@@ -86,6 +91,14 @@ class Depth(DenseKind):
 
     def merge_counts(self, parts: Sequence[Counts]) -> dict[str, int | float]:
         return merge_depth_counts(parts)
+
+    def describe_counts(self, task: Task, counts: Counts) -> str:
+        """Between which distances 98 % of the pixels lie, and the median: a wrong unit is seen there."""
+        found = dict(zip(PERCENTS, read_quantiles(counts), strict=False))
+        if not found:
+            return ""
+        low, middle, high = (write_digits(found[percent], 3) for percent in (1, 50, 99))
+        return f"{task.name}: {low} to {high} {self.get_unit(task)} (median {middle})"
 
     def count_sums(self, task: Task) -> int:
         return 4 + len(POWERS)

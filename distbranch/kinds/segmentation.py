@@ -13,8 +13,8 @@ from torch.nn import functional
 from distbranch.errors import UserError
 from distbranch.kinds.dense import DenseKind
 from distbranch.kinds.kind import KINDS, PER_CLASS, Answer, Array, Metric, Metrics, Summary
-from distbranch.kinds.label_counts import LabelCounts
-from distbranch.kinds.map_counts import ClassPixelCounts
+from distbranch.kinds.label_counts import Counts, LabelCounts
+from distbranch.kinds.map_counts import ClassPixelCounts, read_class_pixels
 
 if TYPE_CHECKING:
     from distbranch.tasks import Task
@@ -63,6 +63,17 @@ class Segmentation(DenseKind):
 
     def make_counts(self, task: Task) -> LabelCounts:
         return ClassPixelCounts(self, task)
+
+    def describe_counts(self, task: Task, counts: Counts) -> str:
+        """The share of every class, and those that no pixel has: wrong numbers of classes are seen there."""
+        pixels = dict(zip(task.classes, read_class_pixels(task, counts), strict=True))
+        total = sum(pixels.values()) or 1
+        largest = sorted(pixels, key=pixels.__getitem__, reverse=True)
+        told = [f"{name} {pixels[name] / total:.1%}" for name in largest if pixels[name]]
+        absent = [name for name in task.classes if not pixels[name]]
+        if absent:
+            told.append(f"no pixel of {', '.join(absent)}")
+        return f"{task.name}: {', '.join(told)}"
 
     def count_sums(self, task: Task) -> int:
         return len(task.classes) ** 2

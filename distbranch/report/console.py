@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Group
 from rich.table import Table
 
-from distbranch.data.shards import DatasetInfo
+from distbranch.data.label_maps import get_dense_kind
+from distbranch.data.shards import DatasetInfo, list_dense_tasks
 from distbranch.kinds import KINDS, UNIT_OF_TASK
 from distbranch.kinds.digits import count_decimals, write_digits
 from distbranch.metrics import list_dense_metrics, list_metrics
@@ -129,6 +130,30 @@ def describe_metric(key: str) -> str:
     return (
         metric.in_words if metric.unit in ("", UNIT_OF_TASK) else f"{metric.in_words} {metric.unit}"
     )
+
+
+def get_scale(key: str) -> float:
+    """What a metric, or a difference of it, is multiplied with to be told: 100 of a share."""
+    metric = list_metrics().get(key)
+    return 100 if metric is None or metric.unit == "%" else 1
+
+
+def name_difference(key: str) -> str:
+    """In what differences of a metric are told: points of a share, else its unit."""
+    if get_scale(key) == 100:
+        return "points"
+    unit = list_metrics()[key].unit
+    return "" if unit == UNIT_OF_TASK else unit
+
+
+def format_difference(
+    key: str, value: float, deviation: float | None = None, *, largest: float | None = None
+) -> str:
+    """A difference of a metric, in what `name_difference` says: `1.90`, `0.0123`; with the decimals of `largest` if that is given."""
+    scale = get_scale(key)
+    # networks often differ by tenths of a point, so differences have a decimal more
+    decimals = 2 if scale == 100 else count_decimals(largest or value, DIGITS)
+    return format_amount(value, deviation, scale=scale, decimals=decimals)
 
 
 def make_head(key: str) -> str:
@@ -374,11 +399,22 @@ def describe_dataset(info: DatasetInfo) -> list[str]:
         "tasks: " + ", ".join(filter(None, texts)),
         f"images: {height}x{width} pixels (height x width of the first)",
     ]
+    lines += describe_maps(info)
     if info.skipped:
         lines.append(
             "left out: " + ", ".join(f"{count:,} {what}" for what, count in info.skipped.items())
         )
     return lines
+
+
+def describe_maps(info: DatasetInfo) -> list[str]:
+    """What the labels of every dense task are, in train or else the first split: by them wrong classes and units are seen."""
+    split = "train" if "train" in info.splits else next(iter(info.splits))
+    texts = []
+    for task in list_dense_tasks(info.tasks):
+        counts = info.splits[split].labels[task.name]
+        texts.append(get_dense_kind(task).describe_counts(task, counts))
+    return [f"{split}, {text}" for text in filter(None, texts)]
 
 
 def _describe_kind(kind: str, tasks: Sequence[Task]) -> str:

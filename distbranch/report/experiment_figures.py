@@ -16,7 +16,8 @@ from matplotlib.text import Annotation, Text
 from matplotlib.transforms import Bbox
 
 from distbranch.errors import UserError
-from distbranch.metrics import list_metrics
+from distbranch.metrics import DELTA, list_metrics
+from distbranch.report.console import get_scale, name_difference
 from distbranch.report.figure_style import (
     BLUE,
     INK,
@@ -217,6 +218,9 @@ def _interpolate(points: np.ndarray) -> np.ndarray:
 
 def set_value_label(axes: Axes, metric: str, split: str) -> None:
     """Say what the vertical axis shows."""
+    if metric == DELTA:
+        axes.set_ylabel(f"Delta on {split}, %", color=INK, fontsize=10)
+        return
     told = list_metrics()[metric]
     unit = f", {told.unit}" if told.unit else ""
     worse = " (less is better)" if told.lower_is_better else ""
@@ -239,14 +243,18 @@ def draw_company(
     figure = make_figure(8.2, 4.4)
     panels = figure.subplots(1, len(COSTS), sharey=True)
     set_value_label(panels[0], metric, split)
+    scale = get_scale(metric)
+    marks: dict[str, Any] = {"markersize": 7, "markeredgecolor": INK}
     for axes, (cost, label) in zip(panels, COSTS.items(), strict=True):
         for number, spot in enumerate(networks):
             colour = group_colour(number)
-            draw_spots(axes, [spot], cost, colour, names=ABOVE, markersize=7, markeredgecolor=INK)
+            draw_spots(axes, [spot], cost, colour, names=ABOVE, scale=scale, **marks)
         for (line, spots), look in zip(lines.items(), LOOKS_OF_LINES, strict=False):
-            draw_spots(axes, _name_line(line, spots), cost, names=BELOW, **look)
+            draw_spots(axes, _name_line(line, spots), cost, names=BELOW, scale=scale, **look)
         set_cost_axis(axes, label)
-    figure.suptitle("Mean and standard deviation over seeds; up and left is better", color=MUTED)
+    side = "down" if list_metrics()[metric].lower_is_better else "up"
+    title = f"Mean and standard deviation over seeds; {side} and left is better"
+    figure.suptitle(title, color=MUTED)
     settle_names(figure)
     return figure
 
@@ -288,8 +296,26 @@ def draw_drawn_policies(
             names=ABOVE,
             markersize=7,
             label=part,
+            scale=get_scale(metric),
         )
     set_value_label(axes, metric, split)
+    set_cost_axis(axes, COSTS["multiply_adds"])
+    figure.legend(loc="outside lower center", ncols=len(parts))
+    settle_names(figure)
+    return figure
+
+
+@in_style
+def draw_deltas(parts: Mapping[str, Sequence[Spot]], *, split: str) -> Figure:
+    """Networks by multiply-adds and Delta, in 0..1, a colour per part (four at most); a line at 0, that of single tasks."""
+    figure = make_figure(8.2, 5.0)
+    axes = figure.subplots()
+    colours = (INK, MUTED, BLUE, ORANGE)
+    for (part, spots), colour in zip(parts.items(), colours, strict=False):
+        style: dict[str, Any] = {"names": ABOVE, "markersize": 7, "label": part}
+        draw_spots(axes, spots, "multiply_adds", colour, **style)
+    axes.axhline(0, color=MUTED, linewidth=0.8, linestyle="--", zorder=1)
+    set_value_label(axes, DELTA, split)
     set_cost_axis(axes, COSTS["multiply_adds"])
     figure.legend(loc="outside lower center", ncols=len(parts))
     settle_names(figure)
@@ -306,7 +332,7 @@ def draw_reductions(
     """What a change costs every task, sorted (figure 3 of the paper): a bar for the mean, a dot for every repetition.
 
     Args:
-        reductions: {heading: {task: reductions in percentage points}}; one panel each.
+        reductions: {metric: {task: how much worse it becomes, shares in 0..1}}; one panel each.
         title: above all panels.
     """
     most = max(map(len, reductions.values()))
@@ -314,10 +340,14 @@ def draw_reductions(
     figure = make_figure(5.8 * len(reductions), 0.17 * most + 1.2)
     figure.suptitle(title)
     panels = figure.subplots(1, len(reductions), squeeze=False)[0]
-    for axes, (heading, tasks) in zip(panels, reductions.items(), strict=True):
-        draw_differences(axes, tasks)
-        axes.set_xlabel("points lost")
-        axes.set_title(heading)
+    for axes, (metric, tasks) in zip(panels, reductions.items(), strict=True):
+        scale = get_scale(metric)
+        draw_differences(
+            axes, {task: [scale * one for one in lost] for task, lost in tasks.items()}
+        )
+        worse = "worse" if list_metrics()[metric].lower_is_better else "lost"
+        axes.set_xlabel(f"{name_difference(metric)} {worse}".lstrip())
+        axes.set_title(list_metrics()[metric].title)
     return figure
 
 

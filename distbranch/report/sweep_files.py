@@ -76,7 +76,9 @@ class SweepFiles:
 
         points = rows.groupby(keys, sort=False).agg(trials=("seed", "size"))
         points = points.join(finished.size().rename("seeds"))
-        points = points.join(compute_seed_means(finished[numbers]))
+        points = points.join(
+            compute_seed_means(finished[numbers])
+        ).copy()  # hundreds of columns, in one piece
         known = finished[f"val_{self.metric}"].count().reindex(points.index)
         points["is_complete"] = known == points["trials"]
         return points.fillna({"seeds": 0}).astype({"seeds": int}).reset_index()

@@ -1,6 +1,7 @@
 """Contact sheets with maps, and what `data check` finds in maps that are as they were packed and still mean nothing."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from dense_samples import (
     DENSE,
     HEIGHT,
+    TASKS,
     WIDTH,
     make_board,
     make_codes,
@@ -24,8 +26,11 @@ from distbranch.data.contact_sheet import CARD_WIDTH, GAP, HEAD, draw_contact_sh
 from distbranch.data.map_pictures import MapPainter
 from distbranch.data.shard_writer import file_sha256, index_shard, name_map_file
 from distbranch.data.shards import DatasetInfo
+from distbranch.data.sources import pack_source
+from distbranch.data.sources.source import Source
 from distbranch.engine.labelling import _add_soft_labels
 from distbranch.kinds.kind import Array
+from distbranch.report.console import describe_maps
 
 SIZE = (HEIGHT, WIDTH)
 CODES = make_codes(make_board())
@@ -108,6 +113,39 @@ def test_a_sheet_has_a_row_per_sample_with_its_image_and_every_map(
     colour = painter(info, "seg").make_legend()[1].swatch[0, 0]
     is_light = (tiles[1] == colour).all(axis=2)
     assert (light == is_light)[10:].mean() > 0.97
+
+
+def test_the_legend_of_directions_has_the_colours_of_surfaces_that_face_there(
+    info: DatasetInfo,
+) -> None:
+    normals = painter(info, "normals")
+    colours = {entry.text: entry.swatch[0, 0].tolist() for entry in normals.make_legend()}
+    assert colours == {
+        "right": [255, 128, 128],
+        "left": [1, 128, 128],
+        "up": [128, 255, 128],
+        "down": [128, 1, 128],
+        "forward": [128, 128, 255],
+    }
+
+
+def test_pixels_of_classes_and_ranges_of_depth_are_told(info: DatasetInfo) -> None:
+    of_seg, of_depth = describe_maps(info)
+    assert re.fullmatch(
+        r"train, seg: (light|dark) [\d.]+%, (light|dark) [\d.]+%, no pixel of .+", of_seg
+    )
+    assert of_depth == "train, depth: 2 to 10 m (median 5)"
+
+
+@pytest.mark.parametrize(("metres", "is_odd"), [(0.05, True), (0.2, False), (60.0, False)])
+def test_depth_that_no_camera_measures_is_doubted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, metres: float, is_odd: bool
+) -> None:
+    codes = np.full(SIZE, 1000 * metres, np.uint16)
+    samples = [make_sample(0, depth=codes)]
+    pack_source(Source(tasks=TASKS, samples=samples, description={}), tmp_path / "set")
+    told = f"Depth 'depth' of train goes from {metres:g} to {metres:g} m"
+    assert (told in caplog.text) == is_odd
 
 
 def test_labelling_keeps_maps(info: DatasetInfo) -> None:

@@ -183,6 +183,7 @@ def test_a_scout_decides_by_any_kind_of_affinity(
         assert ranks.call(train_tiny, config=config)["end"] == "done"
         (decision,) = lines_of(tmp_path / kind / "decisions.jsonl")
         assert decision["affinity_kind"] == kind
+        assert decision["affinity_file"] == "affinity/round-00.npz"
         with np.load(tmp_path / kind / decision["affinity_file"], allow_pickle=False) as matrices:
             assert matrices[kind].shape == (8, 8)
 
@@ -203,6 +204,7 @@ def test_layers_that_are_grouped_one_by_one_make_the_tree_of_a_fixed_run_however
     run = tmp_path / "one-by-one" / "tiny"
     decisions = lines_of(run / "decisions.jsonl")
     assert len({line["layer"] for line in decisions}) == len(decisions) > 1
+    assert len({line["affinity_file"] for line in decisions}) == len(decisions)
     groups = {line["layer_name"]: line["tasks"] for line in decisions}
     fixed = {"train.iterations": 12, "train.evaluate_every": 0, "optim.warmup": 3}
     fixed["method"] = {"name": "fixed", "groups": groups}

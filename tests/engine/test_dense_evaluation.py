@@ -1,7 +1,9 @@
 """Runs with dense tasks: numbers that do not depend on ranks and batches, what a batch's loss is over, and what a run leaves."""
 
 import csv
+import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from rank_server import RankServer
-from tiny_rooms import TASKS, pack_tiny_rooms, rooms_config
+from tiny_rooms import SPLITS, TASKS, pack_tiny_rooms, rooms_config
 from tiny_world import assert_one_sentence, run_command
 
 from distbranch.config import load_config
@@ -21,6 +23,7 @@ from distbranch.engine.initialisation import first_architecture
 from distbranch.engine.loaders import open_evaluation
 from distbranch.engine.pixel_shares import share_pixels
 from distbranch.engine.process_group import join_ranks
+from distbranch.engine.sample_maps import NUM_IMAGES, write_sample_maps
 from distbranch.errors import UserError
 from distbranch.launch.prepare import check_data
 from distbranch.losses import build_task_set
@@ -185,6 +188,43 @@ def test_a_loss_over_pixels_is_that_of_one_batch_whatever_its_ranks_and_passes(
     assert (shares[:, bright] == 1).all()
 
 
+def test_class_weights_that_are_all_alike_change_no_loss_over_pixels(
+    rooms: Path, tmp_path: Path
+) -> None:
+    found = []
+    for weight in (1.0, 1e-6):
+        loss = {"over": "pixels", "class_weights": {"seg": [weight] * 3}}
+        config = load_config(rooms_config(rooms, tmp_path, loss=loss))
+        network = make_network(rooms_config(rooms, tmp_path, loss=loss)).eval()
+        info = read_dataset(rooms)
+        size = (32, 48)
+        batches = open_evaluation(
+            info, "val", config.data, Ranks.alone(), image_size=size, batch_size=7
+        )
+        batch = next(batches)
+        outputs, labels = network(batch.images, flat=True), Labels(batch.labels, batch.maps)
+        (shares,) = share_pixels(network.tasks, outputs, [labels], Ranks.alone(), batch_size=7)
+        found.append(network.tasks.compute_losses(outputs, labels) * shares)
+    torch.testing.assert_close(*found)
+
+
+def test_a_run_whose_first_samples_are_all_bad_keeps_no_maps(
+    rooms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from distbranch.engine import sample_maps
+
+    def leave_out(*args: Any, **keywords: Any) -> Iterator[Any]:
+        for batch in open_evaluation(*args, **keywords):
+            maps = {name: one[:0] for name, one in batch.maps.items()}
+            yield replace(batch, images=batch.images[:0], labels=batch.labels[:0], maps=maps)
+
+    monkeypatch.setattr(sample_maps, "open_evaluation", leave_out)
+    config, file = rooms_config(rooms, tmp_path), tmp_path / "maps.npz"
+    network, data = make_network(config), load_config(config).data
+    sample_maps.write_sample_maps(file, network, read_dataset(rooms), data, Ranks.alone())
+    assert not file.exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -229,6 +269,29 @@ def test_a_run_keeps_maps_for_its_report_and_predicts_pictures(rooms: Path, tmp_
         assert (page.parent / "report" / f"maps-{name}.png").stat().st_size > 5_000
     assert "Every class of seg" in text
     predict_into_a_folder(result.directory, tmp_path)
+
+
+@pytest.mark.parametrize("num_bad", [NUM_IMAGES, SPLITS["val"]])
+def test_maps_for_the_report_are_those_of_the_first_samples_that_can_be_read(
+    rooms: Path, tmp_path: Path, num_bad: int
+) -> None:
+    copy = shutil.copytree(rooms, tmp_path / "data")
+    info = read_dataset(str(copy))
+    left = num_bad
+    for shard in info.splits["val"].shards:
+        with (copy / shard.file).open("r+b") as file:
+            for offset in np.load(copy / shard.index)[:left, 0]:
+                file.seek(offset)
+                file.write(b"damaged")
+                left -= 1
+    config = rooms_config(copy, tmp_path, **{"data.on_bad_sample": "skip"})
+    maps = tmp_path / "maps.npz"
+    data = load_config(config).data
+    write_sample_maps(maps, make_network(config), info, data, Ranks.alone())
+    assert maps.exists() == (num_bad < SPLITS["val"])
+    if maps.exists():
+        with np.load(maps) as arrays:
+            assert len(arrays["images"]) == len(arrays["found/depth"]) > 0
 
 
 def predict_into_a_folder(run: Path, folder: Path) -> None:

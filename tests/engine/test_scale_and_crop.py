@@ -1,24 +1,35 @@
 """Runs that see scaled parts of their images: what is trained on them is evaluated on whole images, and priced by these."""
 
+from collections.abc import Iterator
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 from tiny_runs import config_of, pack_tiny, train_tiny
 
 from distbranch.config import load_config
-from distbranch.data.shards import read_dataset
+from distbranch.data.label_maps import encode_map
+from distbranch.data.pack import pack
+from distbranch.data.shards import Sample, read_dataset
 from distbranch.engine.artifact import load_model
 from distbranch.engine.distributed import Ranks
 from distbranch.engine.initialisation import first_architecture
 from distbranch.engine.loaders import open_training
+from distbranch.engine.training_state import TrainingState
+from distbranch.engine.training_step import TrainingStep
 from distbranch.errors import UsageError, UserError
 from distbranch.launch.prepare import check_data
+from distbranch.maps import join_labels
 from distbranch.models.architecture import multiply_adds
 from distbranch.tasks import Task
 
 RESIDUAL = {"model.backbone": "resnet18", "model.width": 4, "method.name": "fixed"}
+EDGES = Task("edges", "heat")
 SEEN = {"data.image_size": [48, 64], "data.scale": [0.7, 1.4], "data.crop": [40, 32]}
 
 
@@ -43,6 +54,35 @@ def test_a_run_is_trained_on_parts_and_evaluated_on_whole_images(
     assert preprocessing.image_size == (48, 64)
     whole = first_architecture(load_config(config, ["data.crop=", "data.scale="]), info)
     assert multiply_adds(network.architecture) == multiply_adds(whole)
+
+
+def draw_half_labelled() -> Iterator[Sample]:
+    """Every image has edges, in its left 16 of 64 columns alone."""
+    file = BytesIO()
+    Image.fromarray(np.full((32, 64, 3), 90, np.uint8)).save(file, "JPEG")
+    codes = np.full((32, 64), 255, np.uint8)
+    codes[:, :16] = 127
+    for number in range(24):
+        maps = {"edges": encode_map(EDGES, codes)}
+        yield Sample(f"train-{number}", "train", file.getvalue(), {"bright": number % 2}, maps)
+
+
+def test_an_image_whose_part_has_no_label_does_not_count_as_one_that_has(tmp_path: Path) -> None:
+    info = pack(draw_half_labelled(), tmp_path / "data", (EDGES, Task("bright")))
+    cut = {"data.shift": 0, "data.crop": [32, 32]}
+    config = load_config(config_of(tmp_path / "data", tmp_path, **RESIDUAL, **cut))
+    ranks = Ranks(0, 1, torch.device("cpu"))
+    state = TrainingState(config, ranks, info, [{"precision": "fp32"}])
+    state.net.begin(first_architecture(config, info), seed=1)
+    state.progress.growing = True
+    step = TrainingStep(state)
+    batch = next(open_training(info, config, ranks, image_size=(32, 64), start=0))
+    step.train(batch.images, join_labels(batch.labels, batch.maps), batch.indices)
+    step.wait_for_step_sums()
+    seen = (~batch.labels.isnan()).sum(dim=0).double()
+    assert 0 < seen[0] < seen[1] == 12
+    assert torch.equal(state.window.counts, seen)
+    assert torch.equal(state.stats.margins[2:], seen)
 
 
 def test_a_backbone_for_one_size_cannot_be_trained_on_parts(data: Path, tmp_path: Path) -> None:

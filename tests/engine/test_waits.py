@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from rank_server import RankServer
+from tiny_rooms import pack_tiny_rooms, rooms_config
 from tiny_runs import config_of
 
 NOTHING = "None"
@@ -54,11 +56,19 @@ def waits_of_steps(
     from distbranch.engine.run_log import RunLog
     from distbranch.engine.session import build_trainer
     from distbranch.engine.trained_network import TrainedNetwork
+    from distbranch.kinds import KINDS
+    from distbranch.kinds.dense import DenseKind
 
     resolved = load_config(config)
     resolved.run_directory.mkdir(parents=True)
     info = read_dataset(str(resolved.data.path))
     found = []
+    maps = {}
+    for task in info.tasks:
+        kind = KINDS[task.kind]
+        if isinstance(kind, DenseKind):
+            channels = (kind.channels,) if kind.channels > 1 else ()
+            maps[task.name] = np.zeros((12, *channels, 32, 32), kind.value_type)
     indices = torch.arange(12)  # on the host, with values
     # The values of weights, which are not there, are asked for once before the first step; every step tells the progress.
     TrainedNetwork.fingerprint = lambda _: ""  # type: ignore[method-assign]
@@ -83,7 +93,9 @@ def waits_of_steps(
                 net = trainer.net
                 net.build(net.network.architecture, net.network.state_dict(), net.slots())
             images = torch.empty(12, 3, 32, 32, dtype=torch.uint8)
-            batch = Batch(images, torch.empty(12, len(info.tasks)), {}, None, indices).pin_memory()
+            codes = {name: torch.empty_like(torch.from_numpy(one)) for name, one in maps.items()}
+            batch = Batch(images, torch.empty(12, len(info.tasks)), {}, None, indices, codes)
+            batch = batch.pin_memory()
             trainer._feed.next_batch = lambda batch=batch: (batch, 0.0)
             trainer.progress.iteration = number
             values = torch.ones(12, 5, device="gpu")
@@ -94,6 +106,13 @@ def waits_of_steps(
                 eval(planted, {"torch": torch, "values": values, "mask": mask})
             found.append(waits.found)
     return found[2:]
+
+
+@pytest.fixture(scope="module")
+def rooms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("rooms") / "data"
+    pack_tiny_rooms(folder)
+    return folder
 
 
 @pytest.mark.parametrize(
@@ -119,6 +138,22 @@ def test_no_step_waits_whatever_the_tasks_and_labels(
         waits_of_steps, config=config, steps=steps, has_gaps=has_gaps, has_team=has_team
     )
     assert found == [[], []]
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        {"class_weights": {"seg": [1.0, 2.0, 5.0]}, "over": "pixels", "at": "output"},
+        {"weighting": "famo"},
+    ],
+    ids=["over-pixels", "famo"],
+)
+def test_no_step_of_dense_tasks_waits_whatever_the_loss(
+    loss: dict[str, Any], rooms: Path, ranks: RankServer, tmp_path: Path
+) -> None:
+    config = rooms_config(rooms, tmp_path, **{"train.log_every": 1000, "loss": loss})
+    steps = [(1, NOTHING), (2, NOTHING)]
+    assert ranks.call(waits_of_steps, config=config, steps=steps) == [[], []]
 
 
 def test_no_step_of_a_search_waits(tiny_data: Path, ranks: RankServer, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from distbranch.data.pack import COPIES_FILE, LEFT_OUT_FILE, SPLITS, describe_copies, pack
-from distbranch.data.shards import DatasetInfo
+from distbranch.data.shards import DatasetInfo, list_dense_tasks
 from distbranch.data.sources.celeba import CelebaOptions
 from distbranch.data.sources.csv import CsvOptions
 from distbranch.data.sources.deepfashion import DeepFashionOptions
@@ -25,9 +25,11 @@ from distbranch.data.sources.rendered_faces import RenderedFacesOptions
 from distbranch.data.sources.rendered_rooms import RenderedRoomsOptions
 from distbranch.data.sources.source import Source, SourceOptions, as_typed
 from distbranch.errors import UsageError
+from distbranch.kinds.map_counts import PERCENTS, read_quantiles
 
 logger = logging.getLogger("distbranch")
 
+ODD_METRES = (0.1, 100.0)  # what is nearer or farther no camera of these data sets measures
 LARGE = 256  # pixels of a side; above it training is slow without need
 
 SOURCES: dict[str, type[SourceOptions]] = {
@@ -94,11 +96,27 @@ def _list_remarks(info: DatasetInfo) -> Iterator[str]:
         yield f"{num_left_out:,} image(s) were left out; {left_out} names them."
     if info.copies:
         yield f"{describe_copies(info.copies)}; {Path(info.path) / COPIES_FILE} names them."
+    yield from _list_odd_depths(info)
     empty = [
         name for name in SPLITS if name not in info.splits or not info.splits[name].num_samples
     ]
     if empty:
         yield f"No sample is in {' and '.join(empty)}: train is what is learnt, val and test what is evaluated."
+
+
+def _list_odd_depths(info: DatasetInfo) -> Iterator[str]:
+    """Of depth that nobody measures, which a wrong unit makes of others."""
+    for task in list_dense_tasks(info.tasks):
+        for name, split in info.splits.items():
+            found = dict(zip(PERCENTS, read_quantiles(split.labels[task.name]), strict=False))
+            if not found or task.quantity != "depth":
+                continue
+            low, high = found[1], found[99]
+            if low < ODD_METRES[0] or high > ODD_METRES[1]:
+                yield (
+                    f"Depth '{task.name}' of {name} goes from {low:g} to {high:g} m (1 and 99 % of the pixels); outside "
+                    f"{ODD_METRES[0]:g} to {ODD_METRES[1]:g} m it is likely in another unit."
+                )
 
 
 def list_changed_options(values: Mapping[str, Any], info: DatasetInfo) -> list[str]:

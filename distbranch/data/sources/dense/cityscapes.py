@@ -62,9 +62,15 @@ class CityscapesOptions(DrawnValOptions):
         return splits
 
     def open(self) -> Source:
-        """Lists the pictures. Raises UserError where labels of both kinds lie there and nobody said which count."""
+        """Lists the pictures. Raises UserError where a task has no files, or labels of both kinds and nobody said which count."""
         labels = self._find_labels()
         frames = self._list_frames(LABEL_FILES[labels])
+        # A download of its own, whose absence nobody should learn of when all is packed.
+        disparity = self.root / "disparity"
+        if "disparity" in self.tasks and not any(disparity.glob("*/*/*_disparity.png")):
+            raise UserError(
+                f"No *_disparity.png was found in {disparity}. Get the disparities, or name with --tasks the others."
+            )
         names = CITYSCAPES_19 if self.classes == "19" else CITYSCAPES_7
         class_of = list_cityscapes_ids(len(names))
         if labels == "train-ids":

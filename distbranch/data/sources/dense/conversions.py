@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AfterValidator, BeforeValidator
+from pydantic import BeforeValidator
 
 from distbranch.data.images import BrokenImageError
 from distbranch.data.sources.dense.files import Array
@@ -35,12 +35,11 @@ MAX_CODE = 65_535  # of 16 bits
 
 
 def _parse_axes(value: Any) -> Any:
-    if isinstance(value, str):
-        return tuple(part.strip().removeprefix("+") for part in value.split(","))
-    return value
-
-
-def _check_axes(axes: tuple[str, str, str]) -> tuple[str, str, str]:
+    axes = value.split(",") if isinstance(value, str) else value
+    if not isinstance(axes, list | tuple):
+        return axes
+    axes = tuple(str(axis).strip().removeprefix("+") for axis in axes)
+    # Here, for pydantic would ask for the third of two in words of its own.
     if sorted(axis.removeprefix("-") for axis in axes) != ["x", "y", "z"]:
         raise ValueError(
             "should say which of the file's axes are x (right), y (up) and z (towards the camera), "
@@ -50,9 +49,7 @@ def _check_axes(axes: tuple[str, str, str]) -> tuple[str, str, str]:
 
 
 # Where our x, y and z lie among the axes of a file.
-NormalAxes = Annotated[
-    tuple[str, str, str], BeforeValidator(_parse_axes), AfterValidator(_check_axes)
-]
+NormalAxes = Annotated[tuple[str, str, str], BeforeValidator(_parse_axes)]
 
 
 def convert_classes(ids: Array, class_of: Mapping[int, int]) -> NDArray[np.uint8]:

@@ -25,6 +25,7 @@ IMAGES = "images"  # beside the names of tasks
 
 # Modes of Pillow: grey, grey or ids by a palette, one bit.
 SHALLOW_GREY = ("L", "P", "1")
+NUMBERS = "biuf"  # of numpy's kinds of arrays; not complex
 
 
 def read_class_ids(path: Path) -> Array:
@@ -75,6 +76,8 @@ def read_array(path: Path, num_channels: int = 1) -> Array:
             array: Array = np.lib.format.read_array(file, allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise BrokenImageError(f"{path} is no .npy file of numbers ({reason_of(error)})") from None
+    if array.dtype.kind not in NUMBERS:
+        raise UserError(f"an array of numbers should lie there, found one of {array.dtype}")
     if num_channels == 1 and array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     expected = "[height, width]" if num_channels == 1 else f"[height, width, {num_channels}]"

@@ -199,6 +199,8 @@ def _read_image(frame: Frame, readers: Readers, bits: int | None) -> bytes:
             return convert_to_jpeg(readers.image(frame.image), bits=bits)
         except FileNotFoundError:
             raise MissingImageError("there is no such image") from None
+        except UserError as error:
+            raise _with_place(frame.where, error) from None
 
 
 def _read_labels(
@@ -216,7 +218,7 @@ def _read_labels(
             except FileNotFoundError:
                 continue
             except UserError as error:
-                raise UserError(f"{where}: {error}.") from None
+                raise _with_place(where, error) from None
         if codes.shape[:2] != size:
             height, width = codes.shape[:2]
             raise UserError(
@@ -225,6 +227,13 @@ def _read_labels(
             )
         labels[task] = codes
     return labels
+
+
+def _with_place(where: str, error: UserError) -> UserError:
+    """The error of a reader, which is the end of a sentence or of a question, with the file before it."""
+    text = str(error)
+    end = "" if text.endswith("?") else "."
+    return UserError(f"{where}: {text}{end}")
 
 
 def _check_aspect(size: tuple[int, int], wanted: tuple[int, int]) -> None:

@@ -105,7 +105,7 @@ def test_colours_near_grey_have_no_direction(tmp_path: Path) -> None:
         (
             "depth/0001.npy",
             np.full((16, 24), 3200.0),
-            r"depth in metres, up to 65.535, .* found 3200. Is it in millimetres",
+            r"depth in metres, up to 65.535, .* found 3200. Is it in millimetres\?$",
         ),
         (
             "depth/0001.npy",
@@ -183,6 +183,12 @@ def test_a_task_that_is_none_is_refused(tmp_path: Path) -> None:
 def test_an_option_that_nothing_would_read_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"--normal-axes .* says something of 'normals', which is"):
         open_source("adashare-nyuv2", tmp_path, tasks="depth", normal_axes="x,y,z")
+
+
+@pytest.mark.parametrize("axes", ["x,y", "x,y,z,z", "x,x,y", "x;y;z", ""])
+def test_axes_that_are_not_three_are_refused_with_an_example(tmp_path: Path, axes: str) -> None:
+    with pytest.raises(UsageError, match=r"which of the file's axes .*: x,z,-y for instance"):
+        open_source("adashare-nyuv2", tmp_path, normal_axes=axes)
 
 
 @pytest.mark.parametrize(

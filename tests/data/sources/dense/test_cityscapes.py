@@ -118,12 +118,23 @@ def test_labels_that_cannot_be_right_are_one_sentence(
         read_samples("cityscapes", tmp_path)
 
 
-def test_what_is_absent_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_absent_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="No labelIds or labelTrainIds was found"):
         open_source("cityscapes", tmp_path)
     with pytest.raises(UserError, match=r"No \*_leftImg8bit.png was found in the cities of"):
         open_source("cityscapes", tmp_path, tasks="disparity")
     write(tmp_path, "labelIds")
     (tmp_path / "disparity").rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"No \*_disparity.png was found in .*--tasks the others"):
+        open_source("cityscapes", tmp_path)
+    samples = read_samples("cityscapes", tmp_path, tasks="segmentation")
+    assert [set(sample.maps) for sample in samples] == 4 * [{"segmentation"}]
+
+
+def test_a_frame_without_disparity_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(tmp_path, "labelIds")
+    next(tmp_path.glob("disparity/*/*/*.png")).unlink()
     assert all("segmentation" in sample.maps for sample in read_samples("cityscapes", tmp_path))
-    assert "4 of 4 samples have no file of 'disparity'" in caplog.text
+    assert "1 of 4 samples have no file of 'disparity'" in caplog.text

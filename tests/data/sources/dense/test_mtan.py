@@ -100,9 +100,19 @@ def test_axes_that_nobody_documents_are_kept_noted_and_doubted(
     ("file", "content", "message"),
     [
         ("label/0.npy", np.full((16, 24), 13), "the class ids -1 to 12 alone .* found 13"),
-        ("label/0.npy", np.full((16, 24), 2.5), "found 2.5.* resized with mixing"),
+        ("label/0.npy", np.full((16, 24), 2.5), r"found 2.5.* resized with mixing\?$"),
         ("label/0.npy", np.zeros((8, 12)), "16x24 pixels, .* found 8x12"),
-        ("image/0.npy", np.full((16, 24, 3), 200), "of values in 0..1 should lie there, found 200"),
+        (
+            "image/0.npy",
+            np.full((16, 24, 3), 200),
+            r"image/0.npy: a picture of values in 0..1 should lie there, found 200 to 200\.$",
+        ),
+        (
+            "image/0.npy",
+            np.full((16, 24, 3), "a"),
+            r"image/0.npy: an array of numbers should lie there, found one of <U1\.$",
+        ),
+        ("depth/0.npy", np.ones((16, 24), complex), "of numbers .* found one of complex128"),
         ("normal/0.npy", np.full((16, 24, 3), 0.25), "normals of length 1 .* found 0.433"),
         (
             "normal/0.npy",
