@@ -442,16 +442,17 @@ def experiment_births(
 
 @experiment_app.command("planted")
 def experiment_planted(
-    config: Annotated[Path, typer.Argument(help="A config that packs rendered faces.")],
+    config: Annotated[Path, typer.Argument(help="A config that packs rendered faces or rooms.")],
     overrides: Overrides = None,
     seeds: Seeds = "0,1,2",
     jobs: Jobs = None,
     name: Name = None,
 ) -> None:
-    """Train on faces drawn from several seeds; compare the first groups found with the planted regions.
+    """Train on faces or rooms drawn from several seeds; compare the first groups found with the planted ones.
 
     Examples:
-    `distbranch experiment planted configs/quickstart.yaml --seeds 0,1,2`
+    - `distbranch experiment planted configs/quickstart.yaml --seeds 0,1,2`
+    - `distbranch experiment planted configs/rooms-tree.yaml --seeds 3,4,5,6,7`
     """
     from distbranch.experiments.groupings import design_planted_truth
 

@@ -227,7 +227,7 @@ def measure_agreement(run_directory: Path) -> float:
     info = read_data(config.data)
     if not info.groups:
         raise UserError(
-            f"The data set {info.path} says nothing of groups of tasks. Use one that does: rendered-faces."
+            f"The data set {info.path} says nothing of groups of tasks. Use one that does: rendered-faces or rendered-rooms."
         )
     planted = _number_groups(info.groups.values())
     found = _number_groups(_read_first_decision(run_directory)["tasks"])

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -149,3 +150,8 @@ def test_it_cools_by_3_5_percent_per_completed_cycle() -> None:
     assert CURRICULUM.temperature(0) == CURRICULUM.temperature(14) == 5
     assert CURRICULUM.temperature(15) == pytest.approx(5 * 0.965)
     assert CURRICULUM.temperature(10 + 5 * 20) == pytest.approx(5 * 0.965**20)
+
+
+def test_it_cools_as_fast_as_is_said() -> None:
+    fast = replace(CURRICULUM, cooling=0.5)
+    assert [fast.temperature(10 + 5 * cycle) for cycle in range(4)] == [5, 2.5, 1.25, 0.625]

@@ -55,27 +55,29 @@ def train(ranks: RankServer, config: Mapping[str, Any], world_size: int = 1) -> 
     return Path(config["run"]["directory"]) / config["run"]["name"]
 
 
-# In a step before the first decision, while a branch is copied, in an evaluation, half way through a checkpoint, in the last steps.
-@pytest.mark.parametrize(
-    ("name", "kills"),
-    [
-        (
-            "tree",
-            [
-                ("step", 3),
-                ("copy state", 1),
-                ("evaluate", 1),
-                ("half a tensor file", 2),
-                ("step", 3),
-            ],
-        ),
-        ("search", [("step", 2), ("step", 4), ("evaluate", 1), ("step", 4)]),
+# In a step before the first decision, while a branch is copied, in an evaluation, half way through a checkpoint, in the last steps;
+# in the warm-up, in steps of weights and of the policy.
+KILLS = {
+    "tree": [
+        ("step", 3),
+        ("copy state", 1),
+        ("evaluate", 1),
+        ("half a tensor file", 2),
+        ("step", 3),
     ],
-)
-@pytest.mark.parametrize("world_size", [1, 2])
+    "search": [("step", 2), ("step", 4), ("evaluate", 1), ("step", 4)],
+}
+
+
+@pytest.fixture(scope="module")
+def search(rooms: Path, ranks: RankServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished search on one rank."""
+    return train(ranks, rooms_config(rooms, tmp_path_factory.mktemp("search"), **SEARCH))
+
+
+@pytest.mark.parametrize(("name", "world_size"), [("tree", 1), ("tree", 2), ("search", 2)])
 def test_a_dense_run_killed_in_every_phase_ends_with_the_same_bits(
     name: str,
-    kills: list[tuple[str, int]],
     world_size: int,
     rooms: Path,
     ranks: RankServer,
@@ -84,7 +86,7 @@ def test_a_dense_run_killed_in_every_phase_ends_with_the_same_bits(
     changes = {"tree": TREE, "search": SEARCH}[name] | {"launch.workers": world_size}
     whole = train(ranks, rooms_config(rooms, tmp_path / "whole", **changes), world_size)
     config = rooms_config(rooms, tmp_path / "killed", **changes)
-    for kill in kills:
+    for kill in KILLS[name]:
         ended = ranks.run(train_and_die, world_size=world_size, config=config, kill=kill, rank=0)
         assert ended[0].exit_code == -signal.SIGKILL, kill
     assert_same_content(train(ranks, config, world_size), whole)
@@ -171,12 +173,25 @@ def test_a_dense_set_and_one_without_maps_are_trained_together_and_each_scored_o
     assert list(own["tasks"]) == [task.name for task in TASKS]
 
 
+def test_training_with_a_policy_that_is_killed_ends_with_the_same_bits(
+    rooms: Path, search: Path, ranks: RankServer, tmp_path: Path
+) -> None:
+    changes = SEARCH | {"adashare": {"policy": str(search)}, "train.iterations": 8}
+    whole, config = (
+        rooms_config(rooms, tmp_path / name, **changes) for name in ("whole", "killed")
+    )
+    for kill in (("step", 5), ("evaluate", 1)):
+        ended = ranks.run(train_and_die, config=config, kill=kill, rank=0)
+        assert ended[0].exit_code == -signal.SIGKILL, kill
+    assert_same_content(train(ranks, config), train(ranks, whole))
+
+
 def test_exported_trees_and_policies_give_the_maps_of_the_network(
-    rooms: Path, ranks: RankServer, tmp_path: Path
+    rooms: Path, search: Path, ranks: RankServer, tmp_path: Path
 ) -> None:
     images = torch.randint(0, 256, (3, 3, 32, 48), dtype=torch.uint8)
-    for name, changes in {"tree": TREE, "search": SEARCH}.items():
-        run = train(ranks, rooms_config(rooms, tmp_path / name, **changes))
+    tree = train(ranks, rooms_config(rooms, tmp_path, **TREE))
+    for name, run in {"tree": tree, "search": search}.items():
         export(run, file_format="onnx", tasks=None, out=tmp_path / f"{name}.onnx")
         predictor, _ = load_predictor(tmp_path / f"{name}.onnx")
         found = predictor(images)

@@ -164,6 +164,19 @@ def test_steps_of_the_policy_train_it_alone_and_those_of_weights_leave_it(
     assert states[-1]["policy_logits"][:, 7].any()
 
 
+@pytest.mark.parametrize(
+    ("steps", "expected"), [(None, (14, 4)), (10, (8, 2)), (500, (400, 100)), (2, (1, 1))]
+)
+def test_a_cycle_has_the_steps_that_are_given_and_else_those_of_an_epoch_of_either_part(
+    steps: int | None, expected: tuple[int, int], tiny_data: Path, tmp_path: Path
+) -> None:
+    adashare = {"warmup_iterations": 5, "cycle_iterations": steps, "cooling": 0.9}
+    config = load_config(search_config(tiny_data, tmp_path, adashare=adashare))
+    found = PolicySearch(config, read_data(config.data), 8).curriculum
+    assert (found.weight_steps, found.policy_steps) == expected
+    assert found.cooling == 0.9
+
+
 def test_a_high_price_of_executing_makes_tasks_skip_and_one_of_being_unlike_keeps_them_together(
     tiny_data: Path, tmp_path: Path
 ) -> None:
