@@ -541,7 +541,7 @@ def test_what_an_experiment_makes_of_an_override_follows_it(
 ) -> None:
     swept: list[SweepConfig] = []
 
-    def stop(sweep: SweepConfig, _: Any, *, splits: Any = ()) -> None:
+    def stop(sweep: SweepConfig, _: Any, **__: Any) -> None:
         swept.append(sweep)
         raise UserError("enough")
 

@@ -17,7 +17,6 @@ from distbranch.data.sources.dense.class_names import NYU_13, NYU_40, NYU_40_TO_
 from distbranch.data.sources.dense.conversions import (
     convert_classes,
     convert_metres,
-    convert_normals,
 )
 from distbranch.data.sources.dense.files import Array, encode_png
 from distbranch.data.sources.dense.frames import DrawnValOptions, Frame, Readers
@@ -26,6 +25,7 @@ from distbranch.data.sources.option_values import Names
 from distbranch.data.sources.published import GIVE_ROOT, find_first
 from distbranch.data.sources.source import Source
 from distbranch.errors import UserError, reason_of
+from distbranch.kinds.normals import encode_normals
 from distbranch.tasks import Task
 
 FRAMES = "nyu_depth_v2_labeled.mat"
@@ -148,11 +148,16 @@ class NyuV2Options(DrawnValOptions):
                     depth, crop(frames.read_map("depths", number))
                 ),
                 # Before the crop, for pixels are counted from the camera's corner.
-                "normals": lambda number: convert_normals(
-                    crop(fit_normals(frames.read_map("rawDepths", number))), ("x", "y", "z")
+                "normals": lambda number: _encode_fitted(
+                    crop(fit_normals(frames.read_map("rawDepths", number)))
                 ),
             },
         )
+
+
+def _encode_fitted(normals: Array) -> Array:
+    """Codes of normals [H, W, 3] that were fitted, which face the camera by the way they are made; 0 is not labelled."""
+    return encode_normals(normals, np.any(normals, axis=2, keepdims=True)[..., 0])
 
 
 class NyuFrames:
