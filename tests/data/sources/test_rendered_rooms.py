@@ -12,6 +12,7 @@ from PIL import Image
 
 from distbranch.data.label_maps import decode_map
 from distbranch.data.sources import pack_source, parse_options
+from distbranch.data.sources.dense.class_names import NYU_13
 from distbranch.data.sources.rendered_rooms import (
     NUISANCES,
     TASKS,
@@ -25,7 +26,7 @@ from distbranch.data.sources.rendered_rooms.filters import blur
 from distbranch.data.sources.rendered_rooms.labels import UNLABELLED, label_classes, label_geometry
 from distbranch.data.sources.rendered_rooms.raycast import cast_rays, cast_shadows, pixel_slopes
 from distbranch.data.sources.rendered_rooms.room import draw_scene
-from distbranch.data.sources.rendered_rooms.scene import CLASSES, FOCAL_LENGTH, make_generator
+from distbranch.data.sources.rendered_rooms.scene import FOCAL_LENGTH, make_generator
 from distbranch.kinds.normals import decode_normals
 
 SIZE = (96, 128)
@@ -72,8 +73,8 @@ def test_normals_point_up_on_floors_down_on_ceilings_and_towards_the_camera_ever
         hits = cast_rays(scene, SIZE)
         z = hits.normal[2].reshape(SIZE)
         classes = scene.class_index[hits.primitive].reshape(SIZE)
-        assert (z[classes == CLASSES.index("ceiling")] == -1).all()
-        assert np.mean(z[classes == CLASSES.index("floor")] == 1) > 0.95  # rugs have edges
+        assert (z[classes == NYU_13.index("ceiling")] == -1).all()
+        assert np.mean(z[classes == NYU_13.index("floor")] == 1) > 0.95  # rugs have edges
         away = hits.point - scene.camera.position[:, None]
         assert ((hits.normal * away).sum(axis=0) < 1e-3).all()
         np.testing.assert_allclose(np.linalg.norm(hits.normal, axis=0), 1, atol=1e-5)
@@ -123,9 +124,9 @@ def test_a_lamp_above_a_table_leaves_the_floor_below_it_dark() -> None:
     scene = next(
         scene
         for scene in (draw_scene(make_generator(index)) for index in range(20))
-        if CLASSES.index("table") in scene.class_index
+        if NYU_13.index("table") in scene.class_index
     )
-    number = int(np.flatnonzero(scene.class_index == CLASSES.index("table"))[0])
+    number = int(np.flatnonzero(scene.class_index == NYU_13.index("table"))[0])
     x, y, z = scene.centre[:, number]
     points = np.array([[x, x], [y, y], [0.02, z + 0.2]], np.float32)
     lamp = replace(scene.lamps[0], position=np.array([x, y, 2.2], np.float32))

@@ -14,10 +14,11 @@ from pydantic import Field, field_validator, model_validator
 
 from distbranch.data.label_maps import encode_map
 from distbranch.data.shards import Sample
+from distbranch.data.sources.dense.class_names import NYU_13
 from distbranch.data.sources.option_values import Names
 from distbranch.data.sources.rendered_rooms.drawing import Drawing, draw_noise, draw_room
 from distbranch.data.sources.rendered_rooms.nuisances import NUISANCES, TASK_GROUPS
-from distbranch.data.sources.rendered_rooms.scene import CLASSES, make_generator
+from distbranch.data.sources.rendered_rooms.scene import make_generator
 from distbranch.data.sources.source import Source, SourceOptions
 from distbranch.kinds.depth import encode_depth
 from distbranch.kinds.heat import encode_heat
@@ -29,7 +30,7 @@ JPEG_QUALITY = 95
 SMALLEST = 32  # pixels of a side: below, frame and pins are most of the picture
 NOISE = "noise"
 TASKS = {
-    "segmentation": Task("segmentation", "segmentation", classes=CLASSES),
+    "segmentation": Task("segmentation", "segmentation", classes=NYU_13),
     "depth": Task("depth", "depth"),
     "normals": Task("normals", "normals"),
     "edges": Task("edges", "heat"),

@@ -14,27 +14,13 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from distbranch.data.sources.dense.class_names import NYU_13
+
 Floats: TypeAlias = NDArray[np.floating]
 Ints: TypeAlias = NDArray[np.integer]
 Colour: TypeAlias = tuple[float, float, float]  # reflected share of red, green, blue, 0..1
 Vector: TypeAlias = tuple[float, float, float]
 
-# The 13 classes of NYUv2 in their usual order (Couprie et al. 2013; Eigen and Fergus 2015).
-CLASSES = (
-    "bed",
-    "books",
-    "ceiling",
-    "chair",
-    "floor",
-    "furniture",
-    "objects",
-    "picture",
-    "sofa",
-    "table",
-    "tv",
-    "wall",
-    "window",
-)
 FOCAL_LENGTH = 518.86 / 640  # in image widths, the Kinect's
 
 
@@ -178,7 +164,7 @@ def build_scene(
         colour=_to_columns([one.look.colour for one in everything]),
         texture=np.array([one.look.texture for one in everything]),
         emission=np.array([one.look.emission for one in everything], np.float32),
-        class_index=np.array([CLASSES.index(one.class_name) for one in everything]),
+        class_index=np.array([NYU_13.index(one.class_name) for one in everything]),
         thing=np.array([one.thing for one in everything]),
         casts_shadow=np.array([one.casts_shadow for one in everything]),
         phase=phase,
