@@ -8,8 +8,6 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field
-from scipy.io import loadmat
-from scipy.io.matlab import MatReadError
 
 from distbranch.data.images import BrokenImageError
 from distbranch.data.shard_writer import file_sha256
@@ -36,7 +34,6 @@ FIELDS = ("images", "depths", "rawDepths", "labels", "scenes")
 
 # What scipy raises for files that are no such MATLAB files, damaged, or lack the array.
 UNREADABLE = (
-    MatReadError,
     NotImplementedError,
     zlib.error,
     OSError,
@@ -234,10 +231,13 @@ def _open_hdf5(path: Path) -> Any:
 
 def _read_numbers(path: Path, name: str) -> Array:
     """An array of whole numbers [n] of a MATLAB file of version 5."""
+    from scipy.io import loadmat  # slow to load, and hardly ever needed
+    from scipy.io.matlab import MatReadError
+
     try:
         content = loadmat(path, variable_names=[name])
         return np.asarray(content[name], dtype=np.int64).ravel()
-    except UNREADABLE as error:
+    except (MatReadError, *UNREADABLE) as error:
         raise UserError(
             f"{path} should be a MATLAB file (version 5) that holds the numbers '{name}', and it is not ({reason_of(error)}). "
             "Get it again from its source."

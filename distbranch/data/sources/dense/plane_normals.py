@@ -1,7 +1,6 @@
 """Surface normals out of depth, for NYUv2's own file, which has none: the plane that fits best in a window around each pixel."""
 
 import numpy as np
-from scipy.ndimage import uniform_filter
 
 from distbranch.data.sources.dense.files import Array
 
@@ -19,6 +18,8 @@ def fit_normals(depth: Array) -> Array:
 
     The plane n X = 1 through the points X of the window, by least squares: (sum of X X^T) n = sum of X.
     """
+    from scipy.ndimage import uniform_filter  # slow to load, and hardly ever needed
+
     # The points in our axes; the camera stands at 0 and looks along -z.
     rows, columns = np.indices(depth.shape)
     metres = np.asarray(depth, dtype=np.float64)
