@@ -126,7 +126,13 @@ def come_and_leave(arguments: list[str]) -> None:
     if os.environ["RANK"] == "1":
         next(dist.rendezvous("env://"))
         return
-    send_later([signal.SIGTERM], 1.5)
+    real = dist.init_process_group
+
+    def connect(*given: Any, **named: Any) -> None:
+        send_later([signal.SIGTERM], 1.5)
+        real(*given, **named)
+
+    dist.init_process_group = connect
     run_command(arguments)
 
 
