@@ -44,7 +44,7 @@ def readable_only(folder: Path) -> Iterator[None]:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-@pytest.mark.parametrize("kibibytes", [4, 12, 16, 24, 40, 100, 130])
+@pytest.mark.parametrize("kibibytes", [4, 12, 16, 24, 40, 100, 120])
 def test_training_on_a_full_disk_ends_in_one_sentence(world: Path, kibibytes: int) -> None:
     with small_disk(world / "small", kibibytes), nothing_overwritten(world, ("small/*",)):
         ended = run_command(["train", "tiny.yaml", "run.directory=small"])

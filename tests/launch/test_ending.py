@@ -23,7 +23,7 @@ from distbranch.engine.checkpoint import load_newest
 from distbranch.errors import Interrupted, StoppedEarly
 
 # A run waits so long for a lost rank; what ends within the time that a job is given here did not wait for it.
-TIMEOUT_MIN, TIMEOUT_S = 10, 30
+TIMEOUT_MIN, TIMEOUT_S = 10, 90
 
 
 def run_command(arguments: list[str]) -> None:
