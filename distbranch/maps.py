@@ -60,14 +60,6 @@ class Outputs:
         """Without gradient."""
         return self._apply(Tensor.detach)
 
-    def float(self) -> Outputs:
-        """In float32."""
-        return self._apply(Tensor.float)
-
-    def cpu(self) -> Outputs:
-        """In the memory of the host."""
-        return self._apply(Tensor.cpu)
-
     def __len__(self) -> int:
         return len(self.logits)
 

@@ -49,6 +49,11 @@ class Task:
         """Outputs of the network for this task."""
         return KINDS[self.kind].count_outputs(self)
 
+    @property
+    def is_dense(self) -> bool:
+        """Whether every pixel has a label."""
+        return KINDS[self.kind].is_dense
+
     def is_same_task(self, other: Task) -> bool:
         """Whether one head serves both: they agree in all but how the training labels of their data sets lie."""
         return self == replace(other, mean=self.mean, deviation=self.deviation)
@@ -121,9 +126,7 @@ class TaskSet:
                 f"more than once: {doubled}."
             )
         self.num_tasks = len(self.tasks)
-        self.dense = {
-            number: task for number, task in enumerate(self.tasks) if KINDS[task.kind].is_dense
-        }
+        self.dense = {number: task for number, task in enumerate(self.tasks) if task.is_dense}
         _check_class_weights(self.for_maps.class_weights, self.tasks)
         self.columns = locate_outputs(self.tasks)
         self.num_outputs = count_logits(self.tasks)
@@ -296,7 +299,7 @@ class TaskSet:
 
 
 def _check_class_weights(given: Mapping[str, Sequence[float]], tasks: Sequence[Task]) -> None:
-    known = {task.name: task for task in tasks if KINDS[task.kind].is_dense and task.classes}
+    known = {task.name: task for task in tasks if task.is_dense and task.classes}
     for name, weights in given.items():
         if name in known and len(weights) != len(known[name].classes):
             raise UserError(
@@ -307,7 +310,7 @@ def _check_class_weights(given: Mapping[str, Sequence[float]], tasks: Sequence[T
 
 def list_scalar_tasks(tasks: Sequence[Task]) -> list[Task]:
     """Those with one label per image."""
-    return [task for task in tasks if not KINDS[task.kind].is_dense]
+    return [task for task in tasks if not task.is_dense]
 
 
 def locate_outputs(tasks: Sequence[Task]) -> dict[str, slice]:

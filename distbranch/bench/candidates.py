@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from distbranch.branching.tree import Split, Tree
 from distbranch.engine.artifact import load_model
 from distbranch.errors import UserError, reason_of
-from distbranch.kinds import KINDS
 from distbranch.maps import resize_maps
 from distbranch.models.architecture import Architecture, num_weights
 from distbranch.models.backbone import BLOCKS, Backbone
@@ -207,7 +206,7 @@ class NaiveNet(nn.Module):
         answers = {}
         for parent, task, head in zip(top, self.tasks, self.heads, strict=True):
             x = features[parent]
-            if KINDS[task.kind].is_dense:
+            if task.is_dense:
                 answers[task.name] = resize_maps(head(x), images.shape[-2:])
                 continue
             answers[task.name] = head(x.mean(dim=(2, 3)) if x.ndim == 4 else x)

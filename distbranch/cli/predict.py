@@ -73,7 +73,6 @@ def predict(
     from distbranch.engine.answer_pictures import summarise_predictions
     from distbranch.engine.predict import find_images, predict_images
     from distbranch.export import load_predictor
-    from distbranch.kinds import KINDS
 
     network, preprocessing = load_predictor(run_folder(run))
     # Images of another device may use more bits than those of training did.
@@ -83,7 +82,7 @@ def predict(
     predictions = predict_images(
         network, preprocessing, find_images(images), on_bad_image=on_bad_image
     )
-    if out is not None and any(KINDS[task.kind].is_dense for task in tasks):
+    if out is not None and any(task.is_dense for task in tasks):
         return _write_folder(tasks, predictions, out, as_json=output == "json")
     if out is not None:
         # Before the first image is read.

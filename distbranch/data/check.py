@@ -176,7 +176,7 @@ def _check_sample(
     for task in info.tasks:
         if task.name not in labels:
             continue
-        if KINDS[task.kind].is_dense:
+        if task.is_dense:
             try:
                 check_codes(task, labels[task.name], image)
             except UserError as error:

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from distbranch.data.augmentation import View
 from distbranch.data.label_maps import get_dense_kind
-from distbranch.kinds import KINDS
 from distbranch.kinds.kind import Array
 from distbranch.tasks import Task
 
@@ -19,7 +18,7 @@ class MapBatch:
 
     def __init__(self, tasks: Sequence[Task], num_samples: int, size: tuple[int, int]) -> None:
         # With the column of its labels.
-        self._dense = {n: task for n, task in enumerate(tasks) if KINDS[task.kind].is_dense}
+        self._dense = {n: task for n, task in enumerate(tasks) if task.is_dense}
         self._values: dict[str, Array] = {}
         for task in self._dense.values():
             kind = get_dense_kind(task)

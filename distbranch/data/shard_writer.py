@@ -152,7 +152,7 @@ class ShardWriter:
     def _count_maps(self, sample: Sample) -> None:
         for name, content in sample.maps.items():
             task = self._tasks.get(name)
-            if task is None or not KINDS[task.kind].is_dense:
+            if task is None or not task.is_dense:
                 raise UserError(
                     f"Sample {sample.key}: it has a map of '{name}', which is no dense task of the data set."
                 )

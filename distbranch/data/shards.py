@@ -171,7 +171,7 @@ class DatasetInfo:
 
 def list_dense_tasks(tasks: Sequence[Task]) -> list[Task]:
     """Those with maps, in their order."""
-    return [task for task in tasks if KINDS[task.kind].is_dense]
+    return [task for task in tasks if task.is_dense]
 
 
 def _read_packed_bits(source: Mapping[str, Any]) -> int | None:

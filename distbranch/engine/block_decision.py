@@ -10,15 +10,15 @@ from typing import Any
 
 from distbranch.branching.affinity import AffinityStats
 from distbranch.branching.block import Block, BlockDecision, choose_block
-from distbranch.branching.grouping import Matrix, branch_affinity
+from distbranch.branching.grouping import Matrix
 from distbranch.branching.tree import Split, Tree
 from distbranch.config import Config, MethodConfig
 from distbranch.engine.round_decision import (
-    Round,
     choose_by_cost,
     choose_price,
     describe_decision,
     name_tasks,
+    open_round,
     price_branch,
 )
 from distbranch.models.architecture import Architecture
@@ -95,22 +95,10 @@ def decide_layers(
     records = []
     for layer in sorted(affinities, reverse=True):
         began = time.perf_counter()
-        above = tree.branches(layer + 1)
-        cap = method.max_branches
-        if cap == "auto":
-            cap = thin.specs[layer - 1].max_copies
-        of = Round(
-            affinity=branch_affinity(affinities[layer], above),
-            above=tuple(tuple(branch) for branch in above),
-            layer=layer,
-            max_groups=cap,
-            price=price_branch(method, thin, layer),
-            seed=config.seed,
-            method=method,
-            stats=AffinityStats(
-                len(thin.tasks), decay=method.decay
-            ),  # of which the cost asks nothing
-            architecture=thin.with_tree(tree),
+        # Of sums over pairs the cost asks nothing.
+        stats = AffinityStats(len(thin.tasks), decay=method.decay)
+        of = open_round(
+            affinities[layer], thin.with_tree(tree), method, stats=stats, seed=config.seed
         )
         decision = choose_by_cost(of)
         record = describe_decision(of, decision)

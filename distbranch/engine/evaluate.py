@@ -147,6 +147,10 @@ class _Share:
             for name, count in num_sums.items()
             if count
         }
+        # Once, for what a set of tasks brings to the device stays there with it.
+        self.alone = {
+            task.name: network_tasks.select([task]) for task in self.tasks if task.name in self.sums
+        }
         self.num_bad: Counter[str] = Counter()
         self.columns: list[Tensor] = []
 
@@ -191,15 +195,13 @@ class _Share:
 
     def _add_sums(self, task: Task, logits: Tensor, labels: Tensor) -> None:
         known = ~labels.isnan()
-        alone = self.network_tasks.select([task])
-        loss = alone.compute_losses(logits, labels[:, None]).double().sum()
+        loss = self.alone[task.name].compute_losses(logits, labels[:, None]).double().sum()
         own = self.kinds[task.name].sum_batch(task, logits[known], labels[known])
         self.sums[task.name] += torch.cat([torch.stack([loss, known.sum().double()]), own])
 
     def _add_sums_of_maps(self, task: Task, maps: Tensor, labels: Labels) -> None:
         kind = self.kinds[task.name]
         assert isinstance(kind, DenseKind)
-        alone = self.network_tasks.select([task])
         is_labelled = (~labels.isnan()).sum(dim=1).tolist()
         labels = labels.to(maps.device, non_blocking=True)
         total = self.sums[task.name].to(maps.device)
@@ -209,7 +211,7 @@ class _Share:
                 codes = own_labels.maps[task.name]
                 own_maps = maps[number : number + 1].float()
                 outputs = Outputs(own_maps[:, :0, 0, 0], {task.name: own_maps})
-                loss = alone.compute_losses(outputs, own_labels).double().sum()
+                loss = self.alone[task.name].compute_losses(outputs, own_labels).double().sum()
                 own = kind.sum_maps(task, resize_maps(own_maps, codes.shape[-2:]), codes)
                 total = total + torch.cat([torch.stack([loss, torch.ones_like(loss)]), own])
         self.sums[task.name] = total

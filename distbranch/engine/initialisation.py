@@ -20,7 +20,6 @@ from distbranch.engine.run_directory import RunDirectory, read_lines
 from distbranch.engine.run_start import begins_anew
 from distbranch.engine.trained_network import TrainedNetwork
 from distbranch.errors import UserError
-from distbranch.kinds import KINDS
 from distbranch.models.architecture import Architecture
 from distbranch.models.backbone import BLOCKS, Backbone, freeze_arguments
 from distbranch.models.baselines import BASELINES
@@ -77,7 +76,7 @@ def first_architecture(config: Config, info: DatasetInfo) -> Architecture:
     model, method = config.model, config.method
     size = config.data.image_size or info.image_size
     arguments = dict(model.arguments)
-    has_maps = any(KINDS[task.kind].is_dense for task in info.tasks)
+    has_maps = any(task.is_dense for task in info.tasks)
     if has_maps and model.is_of_timm:
         arguments.setdefault("global_pool", "")  # which would leave no positions
     backbone = Backbone(

@@ -86,6 +86,35 @@ def choose_by_cost(of: Round) -> Decision:
     )
 
 
+def open_round(
+    affinity: Matrix,
+    architecture: Architecture,
+    method: MethodConfig,
+    *,
+    stats: AffinityStats,
+    seed: int,
+    network: Network | None = None,
+) -> Round:
+    """What the active layer of a tree is decided from. affinity: A [T, T] of tasks; all else as in `Round`."""
+    layer = architecture.tree.active_layer
+    above = architecture.tree.branches(layer + 1)
+    cap = method.max_branches
+    if cap == "auto":  # what the layer's width leaves room for
+        cap = architecture.specs[layer - 1].max_copies
+    return Round(
+        affinity=branch_affinity(affinity, above),
+        above=tuple(tuple(branch) for branch in above),
+        layer=layer,
+        max_groups=cap,
+        price=price_branch(method, architecture, layer),
+        seed=seed,
+        method=method,
+        stats=stats,
+        architecture=architecture,
+        network=network,
+    )
+
+
 def decide_round(
     stats: AffinityStats,
     architecture: Architecture,
@@ -109,8 +138,6 @@ def decide_round(
         UserError: a method of decision gives what are no groups of the branches.
     """
     tree, layer = architecture.tree, architecture.tree.active_layer
-    above = tree.branches(layer + 1)
-    spec = architecture.specs[layer - 1]
     measured = measured or {}
     kinds = dict.fromkeys([*OF_PAIRS, *(method.affinity for method in methods)])
     affinities = {}
@@ -122,23 +149,15 @@ def decide_round(
     # Each as if it were alone: what is shared above depends on the statistics and not on the method.
     for method in methods:
         began = time.perf_counter()
-        cap = method.max_branches
-        if cap == "auto":  # what the layer's width leaves room for
-            cap = spec.max_copies
-        affinity = branch_affinity(affinities[method.affinity], above)
         # Those of other methods would make the record of a run depend on whom it trains with.
         own_kinds = dict.fromkeys([*OF_PAIRS, method.affinity])
         matrices = {kind: affinities[kind] for kind in own_kinds}
-        of = Round(
-            affinity=affinity,
-            above=tuple(tuple(branch) for branch in above),
-            layer=layer,
-            max_groups=cap,
-            price=price_branch(method, architecture, layer),
-            seed=seed,
-            method=method,
+        of = open_round(
+            affinities[method.affinity],
+            architecture,
+            method,
             stats=stats,
-            architecture=architecture,
+            seed=seed,
             network=network,
         )
         decision = _choose(of)
@@ -158,7 +177,7 @@ def decide_round(
             record[method.affinity] = found.describe()
             matrices |= {f"{method.affinity}_of_{name}": one for name, one in found.sums.items()}
         decisions.append(
-            RoundDecision(split, grows, record, {**matrices, "branch_affinity": affinity})
+            RoundDecision(split, grows, record, {**matrices, "branch_affinity": of.affinity})
         )
     return decisions
 

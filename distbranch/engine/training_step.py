@@ -20,7 +20,6 @@ from distbranch.engine.optimizer_and_schedule import compute_learning_rate, set_
 from distbranch.engine.pixel_shares import share_pixels
 from distbranch.engine.training_state import TrainingState
 from distbranch.errors import SharedError
-from distbranch.kinds import KINDS
 from distbranch.maps import AnyLabels, split_labels
 from distbranch.models.norm import NormGroups, take_step_sums, update_running_statistics
 
@@ -42,7 +41,7 @@ class TrainingStep:
         self.window = state.window
         labels = state.info.splits["train"].labels
         # Counts are of whole images, of which a part may be without a label (data.crop, data.scale, data.shift).
-        has_dense = any(KINDS[task.kind].is_dense for task in state.info.tasks)
+        has_dense = bool(self.net.network.tasks.dense)
         self.has_gaps = has_dense or any(counts.get("unlabelled", 0) for counts in labels.values())
         self._norm_plan = NormPlan(self.config.train, self.ranks)
         self._sums: Pending | None = None

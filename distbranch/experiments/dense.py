@@ -25,7 +25,6 @@ from distbranch.experiments.groupings import choose_permutations
 from distbranch.experiments.policies import SEARCH, choose_best, make_drawn_variants
 from distbranch.experiments.runner import Experiment, Findings, Variants, build_sweep
 from distbranch.experiments.runs import COSTS, SPLITS, Run, Runs
-from distbranch.kinds import KINDS
 from distbranch.launch.prepare import ensure_packed
 from distbranch.metrics import DELTA, list_dense_metrics, list_first_metrics, list_metrics
 from distbranch.report.console import compute_seed_means
@@ -114,7 +113,7 @@ def design_dense(
     name = name or f"dense-{config.stem}"
     chosen = load_run_config(config, _leave_out_adashare(config, overrides))
     info = ensure_packed(chosen, report)
-    if not any(KINDS[task.kind].is_dense for task in info.tasks):
+    if not any(task.is_dense for task in info.tasks):
         raise UserError(
             f"{info.path} should have dense tasks (segmentation, depth, normals, heat), found none. `distbranch experiment table` "
             "compares networks of other tasks."
@@ -171,7 +170,7 @@ def _leave_out_adashare(config: Path, overrides: Sequence[str]) -> list[str]:
 def choose_metric(info: DatasetInfo) -> str:
     """The mean by which the report of the runs orders them: the first metric of the first dense task."""
     kinds = list_dense_metrics()
-    dense = [task.kind for task in info.tasks if KINDS[task.kind].is_dense]
+    dense = [task.kind for task in info.tasks if task.is_dense]
     return next(metric for metric in list_first_metrics() if kinds[metric] == dense[0])
 
 

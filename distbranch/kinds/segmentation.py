@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -137,6 +138,7 @@ class Segmentation(DenseKind):
         return np.where(truth == self.invalid, np.nan, is_wrong)
 
 
+@cache
 def make_palette() -> Array:
     """A colour for every code, uint8 [256, 3], the same in every picture; black is "not labelled"."""
     colours = []

@@ -13,7 +13,6 @@ import torch
 from distbranch.branching.routing import Policy, Routing, route_policy, route_tree, share_all_blocks
 from distbranch.branching.tree import Split, Tree, build_independent_tree
 from distbranch.errors import UserError
-from distbranch.kinds import KINDS
 from distbranch.models.backbone import BASIS, Backbone, Cost, UnitSpec, WeightShape
 from distbranch.models.baselines import BASELINES, Baseline
 from distbranch.models.baselines.baseline import measure_baseline
@@ -102,7 +101,7 @@ class Architecture:
     @property
     def dense_tasks(self) -> tuple[Task, ...]:
         """Those whose outputs are maps."""
-        return tuple(task for task in self.tasks if KINDS[task.kind].is_dense)
+        return tuple(task for task in self.tasks if task.is_dense)
 
     @property
     def num_blocks(self) -> int:
