@@ -461,6 +461,11 @@ def test_an_answer_is_a_picture_that_is_written_as_labels_are_and_told_in_a_few_
     assert not np.nanmax(kind.measure_errors(task, codes, codes))
 
 
+def test_a_depth_beyond_the_last_code_is_written_as_the_farthest_one_and_not_as_unknown() -> None:
+    answer = np.array([[-1.0, 0.5, 65.6, 1e6]], dtype=np.float32)
+    assert kind_of(DEPTH).encode_answer(DEPTH, answer).tolist() == [[0, 500, 65_535, 65_535]]
+
+
 def test_shares_of_classes_and_of_directions_are_those_of_the_picture() -> None:
     picture = np.array([[0, 0, 2], [2, 2, 1]], dtype=np.uint8)
     shares = kind_of(ROOM).summarise_answer(ROOM, picture)

@@ -130,7 +130,9 @@ class Depth(DenseKind):
         return list(logits[:, 0].float().cpu().numpy())
 
     def encode_answer(self, task: Task, answer: Array) -> Array:
-        return encode_depth(task, answer, answer > 0)
+        # What lies beyond the last code is far away, and not unknown.
+        farthest = decode_depth(task, np.array(LARGEST_CODE))
+        return encode_depth(task, np.minimum(answer, farthest), answer > 0)
 
     def summarise_answer(self, task: Task, answer: Answer) -> Summary:
         """The 1st and the 99th percentile, and between them the median."""

@@ -15,7 +15,6 @@ from typing import Any
 
 import pandas
 import torch
-from torch.utils.benchmark import Timer
 
 from distbranch.config import Config
 from distbranch.config.sweep import SHARES, VARIANT, SweepConfig
@@ -138,6 +137,9 @@ def _hash_architecture(run: Path) -> str:
 
 @torch.inference_mode()
 def _measure_by_turns(runs: dict[str, Path]) -> dict[str, float]:
+    # It brings what builds extensions, which takes a second and warns on some machines without a GPU.
+    from torch.utils.benchmark import Timer
+
     # A timer calls twice before it counts: that fetches the weights that the network before has pushed out of the cache.
     timers = {
         key: Timer("answer()", globals={"answer": _make_call(run)}, num_threads=1)
