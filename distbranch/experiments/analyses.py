@@ -32,7 +32,7 @@ from distbranch.report.console import (
     format_value,
     name_difference,
 )
-from distbranch.report.experiment_figures import Spot
+from distbranch.report.cost_figures import Spot
 from distbranch.report.tables import render_markdown, render_rich
 
 SIGNIFICANT = 0.05  # as is usual; no sentence hangs on it alone, for it says p

@@ -28,7 +28,7 @@ from distbranch.experiments.runs import COSTS, SPLITS, Run, Runs
 from distbranch.launch.prepare import ensure_packed
 from distbranch.metrics import DELTA, list_dense_metrics, list_first_metrics, list_metrics
 from distbranch.report.console import compute_seed_means
-from distbranch.report.experiment_figures import Spot, draw_deltas
+from distbranch.report.cost_figures import Spot, draw_deltas
 from distbranch.sweep.plan import SEED
 
 SINGLE = "single-task"

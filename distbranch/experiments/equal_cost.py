@@ -37,7 +37,7 @@ from distbranch.experiments.runner import Experiment, Findings, Variants, build_
 from distbranch.experiments.runs import COSTS, SPLITS, Runs, select_means, tabulate_runs
 from distbranch.models.architecture import Architecture
 from distbranch.models.backbone import SMALLEST_IMAGE, Backbone
-from distbranch.report.experiment_figures import draw_company
+from distbranch.report.cost_figures import draw_company
 
 # The keys in which the networks of a line differ.
 OWN_OF_THE_LINE = tuple(f"model.{key}" for key in WIDTHS)

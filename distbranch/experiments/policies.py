@@ -19,7 +19,7 @@ from distbranch.experiments.designs import METRIC, load_run_config
 from distbranch.experiments.runner import Experiment, Findings, Variants, build_sweep
 from distbranch.experiments.runs import SPLITS, Run, Runs, check_defined
 from distbranch.metrics import DELTA
-from distbranch.report.experiment_figures import draw_drawn_policies
+from distbranch.report.cost_figures import draw_drawn_policies
 from distbranch.sweep.plan import SEED
 
 SEARCH = "search"

@@ -15,7 +15,7 @@ from distbranch.engine.forks import read_family
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.metrics import list_metrics
 from distbranch.report.console import format_size, format_value
-from distbranch.report.experiment_figures import (
+from distbranch.report.cost_figures import (
     ABOVE,
     Spot,
     draw_spots,

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.text import Text
 
-from distbranch.report.experiment_figures import Spot, draw_company
+from distbranch.report.cost_figures import Spot, draw_company
 from distbranch.report.figure_style import (
     DARK,
     ORANGE,
