@@ -15,10 +15,11 @@ from distbranch.config.sweep import Setting, SweepConfig
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.engine.scout import make_scout_config
 from distbranch.errors import UsageError, UserError
-from distbranch.experiments.analyses import measure_pace
+from distbranch.experiments.analyses import make_spots, measure_pace
 from distbranch.experiments.pairs import describe_against, tabulate_pairs
 from distbranch.experiments.runner import Experiment, Findings, Variants, build_sweep
-from distbranch.experiments.runs import Runs, read_curves, tabulate_runs
+from distbranch.experiments.runs import Runs, read_curves, select_means, tabulate_runs
+from distbranch.report.cost_figures import draw_company
 from distbranch.report.experiment_figures import Course, draw_courses
 from distbranch.sweep.plan import SEED
 
@@ -103,8 +104,14 @@ def design_table(
 
     def analyse(runs: Runs) -> Findings:
         values = tabulate_runs(runs)
-        sentences = describe_against(values, list(variants), against, metric, split)
-        return Findings(sentences, csv=tabulate_pairs(values, list(variants), metric))
+        names = list(variants)
+        sentences = describe_against(values, names, against, metric, split)
+        figures = {}
+        means = select_means(values, metric, split)
+        if means["value"].notna().any():
+            spots = make_spots(means, names)
+            figures["table.png"] = draw_company({}, spots, metric=metric, split=split)
+        return Findings(sentences, csv=tabulate_pairs(values, names, metric), figures=figures)
 
     about = {"experiment": "table"}
     return Experiment(

@@ -6,6 +6,7 @@ turns, so that whatever else the machine does falls on all networks alike. Netwo
 
 import hashlib
 import json
+import logging
 import platform
 import statistics
 from collections.abc import Callable, Sequence
@@ -137,7 +138,8 @@ def _hash_architecture(run: Path) -> str:
 
 @torch.inference_mode()
 def _measure_by_turns(runs: dict[str, Path]) -> dict[str, float]:
-    # It brings what builds extensions, which takes a second and warns on some machines without a GPU.
+    # It brings what builds extensions, which takes a second, and warns where there is a compiler for GPUs and no GPU.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     from torch.utils.benchmark import Timer
 
     # A timer calls twice before it counts: that fetches the weights that the network before has pushed out of the cache.

@@ -1114,6 +1114,7 @@ def test_another_comparison_does_not_overwrite_a_table(
 ) -> None:
     trained = train_in_this_process(monkeypatch)
     _, place = run_table(two_configs)
+    assert (place / "table.png").is_file(), "both fronts"
     before = {
         name: (place / name).read_text() for name in ("results.csv", "table.md", "experiment.json")
     }
