@@ -300,5 +300,9 @@ def _check_key(key: str, keys: set[int]) -> None:
 
 
 def _without_unused(source: Mapping[str, Any]) -> dict[str, Any]:
-    """What was said of a source; an option that came later and is not used makes no other data set."""
-    return {key: value for key, value in source.items() if value not in (None, "", [], {})}
+    """What was said of a source; an option that came later and is not used makes no other data set.
+
+    Nor do the classes of a table, which follow from all else and were not noted once.
+    """
+    said = {key: value for key, value in source.items() if key != "class_tasks"}
+    return {key: value for key, value in said.items() if value not in (None, "", [], {})}

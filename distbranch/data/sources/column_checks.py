@@ -31,6 +31,8 @@ from distbranch.data.sources.number_text import are_all_numbers
 from distbranch.data.sources.tables import Problems
 from distbranch.errors import UserError
 
+NUM_UNKNOWN = 20  # classes of a column that are named
+
 logger = logging.getLogger("distbranch")
 
 
@@ -51,13 +53,16 @@ def select_learnable_columns(columns: Sequence[Column], problems: Problems) -> l
 
 
 def _check_column(column: Column) -> Iterator[Problem]:
+    if column.is_like and not column.lines and not column.dropped:
+        return iter(())
     if column.kind == "number":
         return chain(_check_content(column), check_numbers(column))
     if column.kind == "kind":
         return chain(_check_content(column), _check_own_labels(column))
+    known = chain(_check_content(column), _check_known(column))
     if column.kind == "ordinal":
-        return chain(_check_content(column), check_order(column), _check_classes(column))
-    return chain(_check_content(column), _check_marks(column), _check_classes(column))
+        return chain(known, check_order(column), _check_classes(column))
+    return chain(known, _check_marks(column), _check_classes(column))
 
 
 def _check_minus_ones(columns: Sequence[Column], problems: Problems) -> None:
@@ -125,6 +130,23 @@ def _check_content(column: Column) -> Iterator[Problem]:
         )
 
 
+def _check_known(column: Column) -> Iterator[Problem]:
+    """Has the data set of --like each of the classes?"""
+    unknown = [label for label in column.lines if column.known and label not in column.known]
+    if column.is_like and column.is_open and column.marks is None:
+        unknown = [*_find_odd_values(list(column.lines))] or list(column.lines)
+    if unknown:
+        shown = [f"'{label[:CUT_AT]}' (line {column.lines[label]})" for label in unknown]
+        told = ", ".join(shown[:NUM_UNKNOWN])
+        if len(shown) > NUM_UNKNOWN:
+            told += f" and {len(shown) - NUM_UNKNOWN:,} more"
+        yield (
+            f"column '{column.name}' holds {told}, which {column.options.like} does not know",
+            "Correct them, or take what is unknown in such columns as missing labels: --unknown-as-missing "
+            "(unknown_as_missing) COLUMN,COLUMN. New classes are learnt without --like.",
+        )
+
+
 def _check_marks(column: Column) -> Iterator[Problem]:
     """Is each value a mark, and does an empty cell mean no?"""
     if column.is_open and column.marks is None:
@@ -186,7 +208,7 @@ def _check_classes(column: Column) -> Iterator[Problem]:
     has_other = column.marks and (
         parse_mark(value) is not None or (column.marks[value] == 1 and column.counts[""])
     )
-    if len(column.lines) == 1 and column.kind != "tags" and not has_other:
+    if len(column.lines) == 1 and column.kind != "tags" and not (has_other or column.is_like):
         yield (
             f"column '{column.name}': '{value[:CUT_AT]}' is its only value",
             "Put it into --ignore.",
@@ -219,6 +241,13 @@ def _is_settled(column: Column) -> bool:
 
 def _warn_guesses(column: Column) -> None:
     """Tells of what was taken in one way and might be meant in another."""
+    if column.dropped:
+        logger.warning(
+            "The column '%s': what %s does not know is taken as missing: %s.",
+            column.name,
+            column.options.like,
+            _list_words(column.dropped),
+        )
     # A number is missing only where somebody said so.
     words = {
         word: count for word, count in column.missing_words.items() if parse_number(word) is None

@@ -45,12 +45,13 @@ Rows = Iterator[tuple[int, Iterable[object]]]  # the line of each, and its value
 class Table:
     """The names of the columns as they stand in the header, the cells below each name, and the number of each row's line.
 
-    Cells have no blanks around them; rows without any content are left out.
+    Cells have no blanks around them; rows without any content are left out. `place` is what people know it by.
     """
 
+    place: Path
     names: list[str]
     columns: dict[str, Sequence[str]]
-    lines: list[int]
+    lines: Sequence[int]
 
 
 class Problems:
@@ -110,7 +111,7 @@ def read_table(options: "CsvOptions", problems: Problems) -> Table:
     if not lines:
         problems.add("it has a header but not a single row that fits it", "Add a line per image.")
     columns = zip(*whole, strict=True) if whole else [()] * len(names)
-    return Table(names, dict(zip(names, columns, strict=True)), lines)
+    return Table(options.table, names, dict(zip(names, columns, strict=True)), lines)
 
 
 def _read_rows(options: "CsvOptions") -> Rows:
