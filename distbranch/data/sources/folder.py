@@ -1,7 +1,7 @@
 """Folders of classes, ROOT/CLASS/photo.jpg or ROOT/{train,val,test}/CLASS/photo.jpg: a table of one column, read like any other."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -20,9 +20,9 @@ from distbranch.data.sources.tables import Problems, Table
 
 logger = logging.getLogger("distbranch")
 
-IMAGE, SPLIT = "(image)", "(split)"  # columns that no task is called like
+IMAGE, SPLIT = "(image)", "(split)"  # columns, of which no task has the name
 
-Parts = tuple[str, ...]  # of the path of an image below the root
+Paths = Mapping[str, Sequence[str]]  # by the name of an image its path below the root
 
 
 class FolderOptions(LearntOptions):
@@ -35,52 +35,94 @@ class FolderOptions(LearntOptions):
     task: Name = Field("class", description="Name of the task whose classes the folders are.")
     one_task_per_class: Names = Field(
         (),
-        description="That name, where every class is to become a binary task, so that classes can branch apart.",
+        description="That name, if every class is to be a binary task, so that classes can branch apart.",
     )
 
     def open(self) -> Source:
-        """Lists the images. Raises UserError for what is no folder of classes."""
+        """Lists the images. Raises UserError with all that is not in order."""
         images = open_images(self.root)
         problems = Problems(self.root)
-        paths = _list_images(sorted(images.names()), problems)
-        has_splits = _has_splits(paths, problems)
-        depth = 1 if has_splits else 0
-        classes = _list_classes(paths, depth, problems, at_least=1 if self.like else 2)
+        paths = _list_images(sorted(images.names()))
+        is_split = _has_splits(paths, problems)
         columns: dict[str, Sequence[str]] = {
-            IMAGE: ["/".join(path) for path in paths],
-            self.task: classes,
+            IMAGE: list(paths),
+            self.task: [path[1 if is_split else 0] for path in paths.values()],
         }
-        if has_splits:
-            columns[SPLIT] = [SPLIT_OF_NAME[path[0].casefold()] for path in paths]
-        table = Table(self.root, list(columns), columns, range(1, len(paths) + 1), row_word="file")
-        given = self.model_dump(exclude={"source", "root", "task"})
+        if is_split:
+            columns[SPLIT] = [SPLIT_OF_NAME[path[0].casefold()] for path in paths.values()]
+        _check_classes(columns[self.task], problems, is_like=self.like is not None)
+        problems.raise_all()
+
+        given = self.model_dump(include=self.model_fields_set - {"source", "root", "task"})
         options = CsvOptions(
             **given,
             images=self.root,
             table=self.root,
             image_column=IMAGE,
-            split_column=SPLIT if has_splits else None,
+            split_column=SPLIT if is_split else None,
             as_written=(self.task,),  # a class may well be called `none`
         )
+        table = Table(self.root, list(columns), columns, range(1, len(paths) + 1), "file")
         return open_table(options, table, problems, images, self.describe())
 
 
-def _list_images(names: Sequence[str], problems: Problems) -> list[Parts]:
-    """The paths of the images; what hangs in the root alone is refused, what is no image by its name is told."""
+def _list_images(names: Sequence[str]) -> dict[str, Sequence[str]]:
+    """The images by name, with their paths below the folder in which there is more than one; what is none is told."""
     visible = [name for name in names if not any(part.startswith(".") for part in name.split("/"))]
-    images = [name for name in visible if name.lower().endswith(SUFFIXES)]
-    others = [name for name in visible if not name.lower().endswith(SUFFIXES)]
+    paths: dict[str, Sequence[str]] = {}
+    others = []
+    for name in visible:
+        if name.lower().endswith(SUFFIXES):
+            paths[name] = name.split("/")
+        else:
+            others.append(name)
     if others:
         logger.warning(
-            "%d file(s) are no images by their names (%s) and are left out: %s.",
+            "%d file(s) are left out, for by their names they are no images (%s): %s.",
             len(others),
             " ".join(SUFFIXES),
             list_names(others),
         )
-    paths = [tuple(name.split("/")) for name in images]
-    # A zip often holds one folder with all the others.
-    while paths and len({path[0] for path in paths}) == 1 and min(map(len, paths)) > 2:
-        if paths[0][0].casefold() in SPLIT_OF_NAME:
+    # An archive often holds one folder with all the others.
+    while len({path[0] for path in paths.values()}) == 1 and min(map(len, paths.values())) > 2:
+        if next(iter(paths.values()))[0].casefold() in SPLIT_OF_NAME:
             break
-        paths = [path[1:] for path in paths]
+        paths = {name: path[1:] for name, path in paths.items()}
     return paths
+
+
+def _has_splits(paths: Paths, problems: Problems) -> bool:
+    """Whether the folders are train, val and test with those of classes in them; images beside such are `problems`."""
+    tops = {path[0] for path in paths.values() if len(path) > 2}
+    splits = {top for top in tops if top.casefold() in SPLIT_OF_NAME}
+    depth = 3 if splits else 2
+    beside = [name for name, path in paths.items() if len(path) < depth]
+    if beside:
+        problems.add(
+            f"{len(beside):,} image(s) lie in no folder of a class: {list_names(beside)}",
+            "Move them into one.",
+        )
+    classes = sorted({path[0] for path in paths.values()} - splits)
+    if splits and classes:
+        problems.add(
+            f"beside {' and '.join(sorted(splits))} there are folders that are no split: {list_names(classes)}",
+            "Have train, val and test with the same folders of classes in each, or folders of classes alone.",
+        )
+    if not paths:
+        problems.add("it holds no image", "Have a folder with images for each class.")
+    return bool(splits)
+
+
+def _check_classes(classes: Sequence[str], problems: Problems, *, is_like: bool) -> None:
+    first: dict[str, str] = {}
+    for name in dict.fromkeys(classes):
+        same = first.setdefault(fold_text(name), name)
+        if same != name:
+            problems.add(
+                f"the folders '{same}' and '{name}' differ only in how they are written",
+                "Make them one.",
+            )
+    if len(first) == 1 and not is_like:
+        problems.add(
+            f"'{classes[0]}' is its only class", "Have a folder with images for each class."
+        )

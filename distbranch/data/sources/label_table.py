@@ -393,4 +393,4 @@ def _create_rows(
         joined: dict[str, LabelValue] = {}
         for part in parts:
             joined |= part
-        yield Row(f"{table.place}, line {line}", image, split, joined)
+        yield Row(f"{table.place}, {table.row_word} {line}", image, split, joined)

@@ -91,7 +91,7 @@ def read_like(
         )
     of_columns = [scalar[name] for name in columns if name not in class_tasks]
     given = options.model_dump(include=options.model_fields_set)
-    merged = {"tasks": columns, **_inherit(info.source, given, columns), **given}
+    merged = {"tasks": columns, **_inherit(options, info.source, columns), **given}
     known = {name: class_tasks[name] for name in columns if name in class_tasks}
     for task in of_columns:
         if task.classes:
@@ -111,17 +111,18 @@ def _check_class_tasks(info: DatasetInfo, class_tasks: Mapping[str, Any]) -> Non
 
 
 def _inherit(
-    source: Mapping[str, Any], given: Collection[str], columns: Collection[str]
+    options: TableOptions, source: Mapping[str, Any], columns: Collection[str]
 ) -> dict[str, Any]:
-    """What the data set says about these columns, in the options that were not given."""
-    inherited = {name: source[name] for name in FOR_ALL if name in source}
+    """The options about columns: what the data set says about these, and where it says nothing what they are by default."""
+    inherited = {option: source[option] for option in FOR_ALL if option in source}
     for option in BY_COLUMN:
-        said = source.get(option, {})
+        said = source.get(option) or type(options).model_fields[option].default
         about = [name for name in said if name in columns or name == ALL]
-        inherited[option] = (
-            {name: said[name] for name in about} if isinstance(said, dict) else about
-        )
-    return {option: said for option, said in inherited.items() if option not in given}
+        if isinstance(said, dict):
+            inherited[option] = {name: said[name] for name in about}
+        else:
+            inherited[option] = about
+    return inherited
 
 
 def _add_kinds(merged: dict[str, Any], tasks: Sequence[Task]) -> None:

@@ -45,13 +45,15 @@ Rows = Iterator[tuple[int, Iterable[object]]]  # the line of each, and its value
 class Table:
     """The names of the columns as they stand in the header, the cells below each name, and the number of each row's line.
 
-    Cells have no blanks around them; rows without any content are left out. `place` is what people know it by.
+    Cells have no blanks around them; rows without any content are left out. `place` and
+    `row_word` are how people know it and its rows.
     """
 
     place: Path
     names: list[str]
     columns: dict[str, Sequence[str]]
     lines: Sequence[int]
+    row_word: str = "line"
 
 
 class Problems:
