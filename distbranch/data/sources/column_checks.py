@@ -39,8 +39,11 @@ logger = logging.getLogger("distbranch")
 def select_learnable_columns(columns: Sequence[Column], problems: Problems) -> list[Column]:
     """The columns that can be learnt; of the others `problems` say why they cannot."""
     _check_minus_ones(columns, problems)
+    _check_unknown(columns, problems)
     learnable = []
     for column in columns:
+        if column.unknown:
+            continue
         # The first problem of a column is the one to mend, and those behind it often follow from it: a list of tags would
         # be refused for its many values, and a misspelt yes for being one class of three.
         problem = next(_check_column(column), None)
@@ -59,10 +62,9 @@ def _check_column(column: Column) -> Iterator[Problem]:
         return chain(_check_content(column), check_numbers(column))
     if column.kind == "kind":
         return chain(_check_content(column), _check_own_labels(column))
-    known = chain(_check_content(column), _check_known(column))
     if column.kind == "ordinal":
-        return chain(known, check_order(column), _check_classes(column))
-    return chain(known, _check_marks(column), _check_classes(column))
+        return chain(_check_content(column), check_order(column), _check_classes(column))
+    return chain(_check_content(column), _check_marks(column), _check_classes(column))
 
 
 def _check_minus_ones(columns: Sequence[Column], problems: Problems) -> None:
@@ -92,6 +94,23 @@ def _check_minus_ones(columns: Sequence[Column], problems: Problems) -> None:
             "mean no or unknown",
             "Write no as -1 or as 0 in all columns and leave unknown cells empty, or say which columns have which: "
             f"--minus-one (minus_one) {signed[0]}=no.",
+        )
+
+
+def _check_unknown(columns: Sequence[Column], problems: Problems) -> None:
+    """Does the data set of --like have each of the classes? One fact for all columns, so that nothing of it is cut off."""
+    told = []
+    for column in columns:
+        shown = [f"'{label[:CUT_AT]}' (line {line})" for label, line in column.unknown.items()]
+        if len(shown) > NUM_UNKNOWN:
+            shown[NUM_UNKNOWN:] = [f"and {len(shown) - NUM_UNKNOWN:,} more"]
+        if shown:
+            told.append(f"{', '.join(shown)} of the column '{column.name}'")
+    if told:
+        names = ",".join(column.name for column in columns if column.unknown)
+        problems.add(
+            f"{columns[0].options.like} does not know the class {'; '.join(told)}",
+            f"Correct them, or take them as missing labels: --unknown-as-missing (unknown_as_missing) {shlex.quote(names)}.",
         )
 
 
@@ -130,27 +149,13 @@ def _check_content(column: Column) -> Iterator[Problem]:
         )
 
 
-def _check_known(column: Column) -> Iterator[Problem]:
-    """Has the data set of --like each of the classes?"""
-    unknown = [label for label in column.lines if column.known and label not in column.known]
-    if column.is_like and column.is_open and column.marks is None:
-        unknown = [*_find_odd_values(list(column.lines))] or list(column.lines)
-    if unknown:
-        shown = [f"'{label[:CUT_AT]}' (line {column.lines[label]})" for label in unknown]
-        told = ", ".join(shown[:NUM_UNKNOWN])
-        if len(shown) > NUM_UNKNOWN:
-            told += f" and {len(shown) - NUM_UNKNOWN:,} more"
-        yield (
-            f"column '{column.name}' holds {told}, which {column.options.like} does not know",
-            "Correct them, or take what is unknown in such columns as missing labels: --unknown-as-missing "
-            "(unknown_as_missing) COLUMN,COLUMN. New classes are learnt without --like.",
-        )
-
-
 def _check_marks(column: Column) -> Iterator[Problem]:
     """Is each value a mark, and does an empty cell mean no?"""
     if column.is_open and column.marks is None:
-        for odd in _find_odd_values(list(column.lines)):
+        odd_values = _find_odd_values(list(column.lines))
+        if column.is_like and not odd_values:
+            odd_values = list(column.lines)
+        for odd in odd_values:
             yield (
                 f"line {column.lines[odd]}: the column '{column.name}' holds '{odd[:CUT_AT]}', which is neither 1, 0, -1, yes, "
                 "no nor empty",

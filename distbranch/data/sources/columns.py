@@ -207,6 +207,15 @@ class Column:
         return may_drop and bool(self.known) and bool(label) and label not in self.known
 
     @property
+    def unknown(self) -> dict[str, int]:
+        """The first line of every class that is not among those that are known beforehand."""
+        return {
+            label: line
+            for label, line in self.lines.items()
+            if self.known and label not in self.known
+        }
+
+    @property
     def dropped(self) -> Counter[str]:
         """The unknown classes that count as missing, and in how many cells each stands."""
         dropped: Counter[str] = Counter()

@@ -100,7 +100,7 @@ def _has_splits(paths: Paths, problems: Problems) -> bool:
     if beside:
         problems.add(
             f"{len(beside):,} image(s) lie in no folder of a class: {list_names(beside)}",
-            "Move them into one.",
+            "Have a folder for each class, or a table of what they show for `data pack csv`.",
         )
     classes = sorted({path[0] for path in paths.values()} - splits)
     if splits and classes:

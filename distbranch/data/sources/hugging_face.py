@@ -138,10 +138,12 @@ class RowImages:
 
 def _find_files(data: Path) -> Files:
     """The files with the rows, by split. Raises UserError for what is no data set, or has splits of other names."""
-    if data.is_file():
+    if data.is_file() and data.suffix in ENDINGS:
         return {"": [data]}
     if not data.is_dir():
-        raise UserError(f"{data} does not exist. Give the folder of a data set, or a parquet file.")
+        raise UserError(
+            f"{data} should be the folder of a data set, or a file that ends in {' or '.join(ENDINGS)}, and is neither."
+        )
     with explain_unreadable(str(data)):
         if (data / "dataset_dict.json").is_file():
             names = json.loads((data / "dataset_dict.json").read_text())["splits"]

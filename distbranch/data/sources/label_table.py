@@ -137,9 +137,11 @@ def learn_table(
     if per_class:
         notes[CLASS_TASKS] = per_class
     if like is not None:
-        tasks = like.sort_tasks(tasks, problems)
+        like.check_tasks(tasks, problems)
         notes["like_fingerprint"] = like.info.fingerprint
     problems.raise_all()
+    if like is not None:
+        tasks = like.sort_tasks(tasks)
     _warn_unused(options, columns)
     labels = zip(*(one.labels for one in found), strict=True)
     rows = _create_rows(options, table, splits, labels)

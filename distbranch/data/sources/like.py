@@ -21,7 +21,7 @@ from distbranch.tasks import Task, list_scalar_tasks
 logger = logging.getLogger("distbranch")
 
 CLASS_TASKS = "class_tasks"  # in the source of dataset.json: {column: {class: task}}
-BY_COLUMN = (*KIND_OPTIONS, "unit", "as_written", "minus_one", "blank")
+BY_COLUMN = (*KIND_OPTIONS, "as_written", "minus_one", "blank")
 FOR_ALL = ("missing", "separator", "class_prefix")
 # The option of a column whose task is of another kind than one of your own.
 OPTION_OF_KIND = {"categorical": "categorical", "ordinal": "ordinal", "number": "number"}
@@ -39,8 +39,8 @@ class LikeDataset:
     options: TableOptions
     known: Mapping[str, KnownClasses]
 
-    def sort_tasks(self, tasks: Sequence[Task], problems: Problems) -> tuple[Task, ...]:
-        """The tasks as they are in the data set and in its order; those that are not the same are `problems`."""
+    def check_tasks(self, tasks: Sequence[Task], problems: Problems) -> None:
+        """Tasks that are not the same as in the data set are `problems`."""
         of_name = {task.name: task for task in self.info.tasks}
         for task in tasks:
             same = of_name.get(task.name)
@@ -49,8 +49,11 @@ class LikeDataset:
                     f"'{task.name}' would be {_describe(task)}, and is {_describe(same)} in {self.info.path}",
                     "Leave out what you say of this column, or pack without --like.",
                 )
-        found = {task.name for task in tasks}
-        absent = [task.name for task in self.info.tasks if task.name not in found]
+
+    def sort_tasks(self, tasks: Sequence[Task]) -> tuple[Task, ...]:
+        """The tasks in the order of the data set, numbers with its mean and deviation."""
+        names = [task.name for task in self.info.tasks]
+        absent = sorted(set(names) - {task.name for task in tasks}, key=names.index)
         if absent:
             logger.warning(
                 "%d task(s) of %s have no column here and are left out: %s.",
@@ -58,8 +61,7 @@ class LikeDataset:
                 self.info.path,
                 list_names(absent),
             )
-        place = {task.name: number for number, task in enumerate(self.info.tasks)}
-        tasks = sorted(tasks, key=lambda task: place.get(task.name, -1))
+        tasks = sorted(tasks, key=lambda task: names.index(task.name))
         return with_known_means(tasks, self.info.tasks)
 
 
@@ -89,14 +91,20 @@ def read_like(
             info.path,
             list_names(others),
         )
-    of_columns = [scalar[name] for name in columns if name not in class_tasks]
     given = options.model_dump(include=options.model_fields_set)
-    merged = {"tasks": columns, **_inherit(options, info.source, columns), **given}
+    said = {name for option in KIND_OPTIONS for name in given.get(option, ())}
+    merged = {
+        "tasks": columns,
+        "unit": {},
+        **_inherit(options, info.source, columns, said),
+        **given,
+    }
+    of_columns = [scalar[name] for name in columns if name not in class_tasks]
+    _add_kinds(merged, of_columns)
     known = {name: class_tasks[name] for name in columns if name in class_tasks}
     for task in of_columns:
         if task.classes:
             known[task.name] = dict.fromkeys(task.classes, task.name)
-    _add_kinds(merged, of_columns)
     return LikeDataset(info, type(options).model_validate(merged), known)
 
 
@@ -111,13 +119,21 @@ def _check_class_tasks(info: DatasetInfo, class_tasks: Mapping[str, Any]) -> Non
 
 
 def _inherit(
-    options: TableOptions, source: Mapping[str, Any], columns: Collection[str]
+    options: TableOptions,
+    source: Mapping[str, Any],
+    columns: Collection[str],
+    said_kinds: Collection[str],
 ) -> dict[str, Any]:
-    """The options about columns: what the data set says about these, and where it says nothing what they are by default."""
+    """The options about columns: what the data set says about these, and where it says nothing what they are by default.
+
+    Of what kind columns are whose kind was given it says nothing.
+    """
     inherited = {option: source[option] for option in FOR_ALL if option in source}
     for option in BY_COLUMN:
         said = source.get(option) or type(options).model_fields[option].default
         about = [name for name in said if name in columns or name == ALL]
+        if option in KIND_OPTIONS:
+            about = [name for name in about if name not in said_kinds]
         if isinstance(said, dict):
             inherited[option] = {name: said[name] for name in about}
         else:
@@ -134,7 +150,7 @@ def _add_kinds(merged: dict[str, Any], tasks: Sequence[Task]) -> None:
             more["ordinal"][task.name] = list(task.classes)
         elif task.kind != "binary" and task.name not in listed:
             more[OPTION_OF_KIND.get(task.kind, "kind")][task.name] = task.kind
-        if task.unit:
+        if task.unit and task.name in (*merged["number"], *more["number"]):
             more["unit"][task.name] = task.unit
     for option, said in more.items():
         if isinstance(merged[option], Mapping):
@@ -156,4 +172,4 @@ def list_names(names: Sequence[str]) -> str:
 def _describe(task: Task | None) -> str:
     if task is None:
         return "no task"
-    return ", ".join(filter(None, [task.kind, *task.classes, task.unit]))
+    return " ".join(filter(None, [task.kind, task.unit, list_names(task.classes)]))
