@@ -118,13 +118,14 @@ def data_label(
 
 @data_app.command("check")
 def data_check(paths: Annotated[list[str], Argument(help="Folders of packed data sets.")]) -> None:
-    """Verify every byte, image and label of packed data sets.
+    """Verify every byte, image and label of packed data sets, and count the images of each class and split.
 
     Examples:
     - `distbranch data check data/fps`
     """
     from distbranch.data.check import check_dataset, read_local_dataset
     from distbranch.data.pack import count_copies, describe_copies
+    from distbranch.report.class_table import make_class_table
     from distbranch.report.console import describe_maps
     from distbranch.report.progress import ProgressDisplay
 
@@ -142,6 +143,7 @@ def data_check(paths: Annotated[list[str], Argument(help="Folders of packed data
         print_plain(
             f"{found.num_samples:,} samples in {found.num_shards} shards are as they were packed."
         )
+        console.print(make_class_table(found.info))
         for line in describe_maps(found.info):
             print_plain(line)
         for remark in found.remarks:

@@ -60,7 +60,8 @@ class Column:
     @property
     def order(self) -> tuple[str, ...]:
         """The classes of an ordinal column, lowest first, if somebody gave them."""
-        return self.options.ordinal.get(self.name, ())
+        order = self.options.ordinal.get(self.name, ())
+        return order or (tuple(self.known) if self.kind == "ordinal" else ())
 
     @cached_property
     def as_written(self) -> bool:

@@ -138,7 +138,7 @@ def learn_table(
         notes[CLASS_TASKS] = per_class
     if like is not None:
         like.check_tasks(tasks, problems)
-        notes["like_fingerprint"] = like.info.fingerprint
+        notes |= like.notes
     problems.raise_all()
     if like is not None:
         tasks = like.sort_tasks(tasks)

@@ -39,6 +39,12 @@ class LikeDataset:
     options: TableOptions
     known: Mapping[str, KnownClasses]
 
+    @property
+    def notes(self) -> dict[str, Any]:
+        """For `dataset.json`: how columns were read, so that a third table can be read like the second, and which data set it was."""
+        effective = self.options.model_dump(mode="json", include={"unit", *BY_COLUMN, *FOR_ALL})
+        return {**effective, "like_fingerprint": self.info.fingerprint}
+
     def check_tasks(self, tasks: Sequence[Task], problems: Problems) -> None:
         """Tasks that are not the same as in the data set are `problems`."""
         of_name = {task.name: task for task in self.info.tasks}
@@ -142,25 +148,20 @@ def _inherit(
 
 
 def _add_kinds(merged: dict[str, Any], tasks: Sequence[Task]) -> None:
-    """Each task's kind, order and unit, where no option says what its column is."""
+    """The kind and the unit of each task, where no option says what its column is."""
     listed = set(chain.from_iterable(merged[option] for option in KIND_OPTIONS))
     more: defaultdict[str, dict[str, Any]] = defaultdict(dict)
     for task in tasks:
-        if task.kind == "ordinal":
-            more["ordinal"][task.name] = list(task.classes)
-        elif task.kind != "binary" and task.name not in listed:
-            more[OPTION_OF_KIND.get(task.kind, "kind")][task.name] = task.kind
+        if task.kind != "binary" and task.name not in listed:
+            said = task.classes if task.kind == "ordinal" else task.kind
+            more[OPTION_OF_KIND.get(task.kind, "kind")][task.name] = said
         if task.unit and task.name in (*merged["number"], *more["number"]):
             more["unit"][task.name] = task.unit
-    for option, said in more.items():
+    for option, names in more.items():
         if isinstance(merged[option], Mapping):
-            # An order that is that of numbers was not said, and is known by now.
-            before = {
-                name: what for name, what in merged[option].items() if what or name not in said
-            }
-            merged[option] = {**said, **before}
+            merged[option] = {**names, **merged[option]}
         else:
-            merged[option] = [*merged[option], *said]
+            merged[option] = [*merged[option], *names]
 
 
 def list_names(names: Sequence[str]) -> str:
