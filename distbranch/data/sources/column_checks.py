@@ -230,7 +230,7 @@ def _check_classes(column: Column) -> Iterator[Problem]:
 
 def _suggest_number(column: Column) -> str:
     """What to give where the values of a column of which nobody said anything are numbers."""
-    if column.is_open and are_all_numbers(column.labelled):
+    if column.is_open and are_all_numbers(column.bare_numbers.values()):
         name = shlex.quote(column.name)  # many names have blanks
         return (
             f" If its numbers are amounts to be predicted as such, give --number {name}; if they are steps in an order, "
@@ -275,6 +275,14 @@ def _warn_guesses(column: Column) -> None:
     if column.kind == "number":
         for reading in describe_readings(column):
             logger.warning("The %s", reading)
+    amounts = column.bare_numbers.values()
+    if column.is_open and column.cell_unit and are_all_numbers(amounts):
+        logger.warning(
+            "The column '%s': its values, such as '%s', are taken as names of classes.%s",
+            column.name,
+            next(iter(column.labelled)),
+            _suggest_number(column),
+        )
     if column.is_yes_or_nothing:
         logger.warning(
             "The column '%s' says yes or nothing: its empty cells stay unlabelled, so it has no negative sample. "

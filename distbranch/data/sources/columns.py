@@ -17,7 +17,7 @@ from distbranch.data.sources.label_text import (
     split_tags,
 )
 from distbranch.data.sources.number_columns import choose_decimal_sign, read_numbers
-from distbranch.data.sources.number_text import DecimalSign
+from distbranch.data.sources.number_text import DecimalSign, find_common_unit, without_unit
 from distbranch.data.sources.source import Answer
 from distbranch.data.sources.tables import Problems
 from distbranch.errors import UserError
@@ -99,6 +99,16 @@ class Column:
         }
 
     @cached_property
+    def cell_unit(self) -> str:
+        """The unit that stands in each of its cells, if one does."""
+        return find_common_unit(self.labelled)
+
+    @cached_property
+    def bare_numbers(self) -> dict[str, str]:
+        """Every value that is a label, without that unit."""
+        return {text: without_unit(text, self.cell_unit) for text in self.labelled}
+
+    @cached_property
     def sign(self) -> DecimalSign | None:
         """The decimal sign of its numbers; None where it must be asked."""
         return choose_decimal_sign(self)
@@ -146,8 +156,8 @@ class Column:
     @property
     def classes(self) -> list[str]:
         """The values in the order that was given, else of their numbers, if all are numbers, else of the alphabet."""
-        if self.known or self.order:
-            return list(self.known or self.order)
+        if self.order or self.known:
+            return list(self.order or self.known)
         numbers = {value: parse_number(value) for value in self.lines}
         if None in numbers.values():
             return sorted(self.lines)
@@ -318,7 +328,8 @@ def _infer_one_task(column: Column) -> ColumnTasks:
 
 def _infer_number(column: Column) -> ColumnTasks:
     """A task whose labels are the numbers; their mean and deviation are known when they are packed."""
-    task = Task(column.name, "number", unit=column.options.unit.get(column.name, ""))
+    unit = column.options.unit.get(column.name, column.cell_unit)
+    task = Task(column.name, "number", unit=unit)
     labels = {text: {column.name: number} for text, number in column.numbers.items()}
     return ColumnTasks(column.name, (task,), (labels.get(value, {}) for value in column.values))
 

@@ -42,8 +42,8 @@ class FolderOptions(LearntOptions):
         """Lists the images. Raises UserError with all that is not in order."""
         images = open_images(self.root)
         problems = Problems(self.root)
-        paths = _list_images(sorted(images.names()))
-        is_split = _has_splits(paths, problems)
+        found = _list_images(sorted(images.names()))
+        paths, is_split = _find_splits(found, problems)
         columns: dict[str, Sequence[str]] = {
             IMAGE: list(paths),
             self.task: [path[1 if is_split else 0] for path in paths.values()],
@@ -91,10 +91,12 @@ def _list_images(names: Sequence[str]) -> dict[str, Sequence[str]]:
     return paths
 
 
-def _has_splits(paths: Paths, problems: Problems) -> bool:
-    """Whether the folders are train, val and test with those of classes in them; images beside such are `problems`."""
-    tops = {path[0] for path in paths.values() if len(path) > 2}
-    splits = {top for top in tops if top.casefold() in SPLIT_OF_NAME}
+def _find_splits(paths: Paths, problems: Problems) -> tuple[Paths, bool]:
+    """The images in folders of classes, and whether these lie in train, val and test; images elsewhere are `problems`."""
+    splits = {path[0] for path in paths.values() if path[0].casefold() in SPLIT_OF_NAME}
+    # A class may be called test: no split has images without a folder around them.
+    if all(len(path) < 3 for path in paths.values() if path[0] in splits):
+        splits = set()
     depth = 3 if splits else 2
     beside = [name for name, path in paths.items() if len(path) < depth]
     if beside:
@@ -110,7 +112,10 @@ def _has_splits(paths: Paths, problems: Problems) -> bool:
         )
     if not paths:
         problems.add("it holds no image", "Have a folder with images for each class.")
-    return bool(splits)
+    placed = {name: path for name, path in paths.items() if len(path) >= depth}
+    if splits:
+        placed = {name: path for name, path in placed.items() if path[0] in splits}
+    return placed, bool(splits)
 
 
 def _check_classes(classes: Sequence[str], problems: Problems, *, is_like: bool) -> None:
@@ -122,7 +127,7 @@ def _check_classes(classes: Sequence[str], problems: Problems, *, is_like: bool)
                 f"the folders '{same}' and '{name}' differ only in how they are written",
                 "Make them one.",
             )
-    if len(first) == 1 and not is_like:
+    if len(set(classes)) == 1 and not is_like:
         problems.add(
             f"'{classes[0]}' is its only class", "Have a folder with images for each class."
         )

@@ -62,9 +62,10 @@ class HuggingFaceOptions(TableOptions):
             options = self.model_copy(update={"image_column": image_column})
 
         images = _name_images(parts, schema.field(image_column))
-        columns = {image_column: images} | {
-            name: [""] * len(images) for name in self.ignore if name in schema.names
-        }
+        columns: dict[str, Sequence[str]] = {image_column: images}
+        for name in self.ignore:
+            if name in schema.names:
+                columns[name] = [""] * len(images)
         names = _select_columns(options, schema)
         columns |= {name: _read_column(parts, name, features.get(name)) for name in names}
         if "" not in files:
@@ -195,7 +196,7 @@ def _explain_damage(file: Path) -> Iterator[None]:
         with explain_unreadable(str(file)):
             yield
     except pyarrow.ArrowInvalid as error:
-        first = str(error).splitlines()[0]
+        first = str(error).partition(".")[0]
         raise UserError(
             f"{file} is damaged, or no {file.suffix} file ({first}). Copy it anew."
         ) from None
@@ -273,22 +274,23 @@ def _find_image_column(options: HuggingFaceOptions, schema: Any) -> str:
             f"{options.data} has no images in a column '{name}', but in: {list_names(held) or 'none'}. "
             f"Give one with {as_typed('image_column')}."
         )
-    return held[0]
+    return str(held[0])
 
 
 def _holds_bytes(kind: Any) -> bool:
     from pyarrow import types
 
     if types.is_struct(kind):
-        return kind.get_field_index("bytes") >= 0
-    return types.is_binary(kind) or types.is_large_binary(kind)
+        return bool(kind.get_field_index("bytes") >= 0)
+    return bool(types.is_binary(kind) or types.is_large_binary(kind))
 
 
 def _select_columns(options: HuggingFaceOptions, schema: Any) -> list[str]:
     """The columns of labels; what is no label (boxes, masks, further images) is told."""
     from pyarrow import types
 
-    names, nested = [], []
+    names: list[str] = []
+    nested: list[str] = []
     for field in schema:
         kind = field.type
         if types.is_list(kind) or types.is_large_list(kind):

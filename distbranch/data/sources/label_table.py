@@ -12,6 +12,7 @@ from itertools import chain
 from typing import Any
 
 from distbranch.data.image_files import ImageFiles
+from distbranch.data.images import SUFFIXES
 from distbranch.data.pack import SPLITS
 from distbranch.data.shards import Labels, LeftOut
 from distbranch.data.sources.column_checks import select_learnable_columns
@@ -114,12 +115,7 @@ def learn_table(
     names = _find_task_columns(options, table, problems)
     columns = _create_columns(options, table, names, known)
     if options.image_column not in table.columns:
-        # It may be one of those with a name in every row, of which nothing else need be said.
-        columns = [
-            column
-            for column in columns
-            if column.marks or max(column.counts.values(), default=0) > 1
-        ]
+        columns = _leave_out_images(columns, _find_image_columns(table))
     _check_images(options, table, problems)
     splits = _assign_splits(options, table, problems)
     found: list[ColumnTasks] = []
@@ -183,8 +179,7 @@ def _create_columns(
     known: Mapping[str, KnownClasses],
 ) -> list[Column]:
     values = {name: list(map(tidy_text, table.columns[name])) for name in names}
-    of_numbers = [set(values[name]) for name in options.number if name in values]
-    sign = find_common_sign(of_numbers)
+    sign = find_common_sign(set(values[name]) for name in options.number if name in values)
     return [
         Column(name, values[name], table.lines, options, sign, known.get(name, {}))
         for name in names
@@ -252,6 +247,8 @@ def _check_options(
                 continue
             if name not in table.names:
                 near = ", ".join(_find_nearest(name, table.names))
+                if option == "image_column":
+                    near = ", ".join(_find_image_columns(table)) or near
                 problems.add(
                     f"it has no column '{name}'. Nearest: {near}",
                     f"Give another with {as_typed(option)}.",
@@ -297,6 +294,22 @@ def _check_options(
                 f"the column '{name}' is no yes or no, and {as_typed(option)} says nothing of it",
                 "Take it out of the list.",
             )
+
+
+def _leave_out_images(columns: Sequence[Column], evident: Sequence[str]) -> list[Column]:
+    """The columns that cannot be that of the images, for which another name was given."""
+    if evident:
+        return [column for column in columns if column.name not in evident]
+    # It may be one of those with a name in every row, of which nothing else need be said.
+    return [
+        column for column in columns if column.marks or max(column.counts.values(), default=0) > 1
+    ]
+
+
+def _find_image_columns(table: Table) -> list[str]:
+    """The columns whose first cells are names of image files."""
+    first = {name: cells[0].lower() for name, cells in table.columns.items() if cells}
+    return [name for name, cell in first.items() if cell.endswith(SUFFIXES)]
 
 
 def _find_nearest(name: str, names: Sequence[str]) -> Sequence[str]:
