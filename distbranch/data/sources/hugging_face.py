@@ -147,7 +147,7 @@ def _find_files(data: Path) -> Files:
         )
     with explain_unreadable(str(data)):
         if (data / "dataset_dict.json").is_file():
-            names = json.loads((data / "dataset_dict.json").read_text())["splits"]
+            names = _read_json(data / "dataset_dict.json").get("splits", ())
             return _join_splits(data, {name: _list_saved(data / name) for name in names})
         if (data / "state.json").is_file():
             return {"": _list_saved(data)}
@@ -171,8 +171,15 @@ def _find_files(data: Path) -> Files:
 
 def _list_saved(folder: Path) -> list[Path]:
     # Not all Arrow files of the folder: `map` leaves its results beside them.
-    state = json.loads((folder / "state.json").read_text())
-    return [folder / file["filename"] for file in state["_data_files"]]
+    state = _read_json(folder / "state.json")
+    return [folder / file["filename"] for file in state.get("_data_files", ())]
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
+        raise UserError(f"{file} is damaged, it is no JSON. Copy it anew.") from None
 
 
 def _join_splits(data: Path, found: Files) -> Files:
@@ -295,7 +302,9 @@ def _select_columns(options: HuggingFaceOptions, schema: Any) -> list[str]:
         kind = field.type
         if types.is_list(kind) or types.is_large_list(kind):
             kind = kind.value_type
-        if field.name in (options.image_column, *options.ignore):
+        # An index without a name, which pandas writes, is no label.
+        is_index = field.name.startswith("__index_level_")
+        if is_index or field.name in (options.image_column, *options.ignore):
             continue
         is_label = not (types.is_nested(kind) or _holds_bytes(kind))
         (names if is_label else nested).append(field.name)

@@ -13,7 +13,7 @@ from typing import Any
 
 from distbranch.data.image_files import ImageFiles
 from distbranch.data.images import SUFFIXES
-from distbranch.data.pack import SPLITS
+from distbranch.data.pack import CLASS_TASKS, SPLITS
 from distbranch.data.shards import Labels, LeftOut
 from distbranch.data.sources.column_checks import select_learnable_columns
 from distbranch.data.sources.columns import (
@@ -26,7 +26,7 @@ from distbranch.data.sources.columns import (
 )
 from distbranch.data.sources.label_options import TableOptions
 from distbranch.data.sources.label_text import fold_text, is_missing, parse_mark, tidy_text
-from distbranch.data.sources.like import CLASS_TASKS, LikeDataset, read_like
+from distbranch.data.sources.like import LikeDataset, read_like
 from distbranch.data.sources.number_columns import find_common_sign
 from distbranch.data.sources.source import (
     Row,
@@ -134,7 +134,7 @@ def learn_table(
         notes[CLASS_TASKS] = per_class
     if like is not None:
         like.check_tasks(tasks, problems)
-        notes |= like.notes
+        notes |= like.describe()
     problems.raise_all()
     if like is not None:
         tasks = like.sort_tasks(tasks)
@@ -168,7 +168,7 @@ def _add_class_names(
     new = [name for name in new if options.tasks is None or name in options.tasks]
     known: dict[str, KnownClasses] = {}
     for name in new:
-        known[name] = dict.fromkeys(class_names[name], name)
+        known[name] = dict.fromkeys(map(tidy_text, class_names[name]), name)
     return options.model_copy(update={"categorical": (*options.categorical, *new)}), known
 
 
@@ -371,6 +371,10 @@ def _assign_splits(options: TableOptions, table: Table, problems: Problems) -> S
     """The split of every row: from its column, or drawn."""
     split = _find_split_column(options, table)
     if split is not None:
+        if options.model_fields_set & {"fractions", "seed"}:
+            logger.warning(
+                "Each image has its split, so --fractions and --seed are without effect."
+            )
         return table.columns.get(split, [""] * len(table.lines))
     images = table.columns.get(options.image_column, [""] * len(table.lines))
     units = images

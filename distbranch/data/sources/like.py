@@ -11,6 +11,7 @@ from itertools import chain
 from typing import Any
 
 from distbranch.data.number_tasks import with_known_means
+from distbranch.data.pack import CLASS_TASKS
 from distbranch.data.shards import DatasetInfo, read_dataset
 from distbranch.data.sources.columns import ALL, KIND_OPTIONS, KnownClasses
 from distbranch.data.sources.label_options import TableOptions
@@ -20,7 +21,7 @@ from distbranch.tasks import Task, list_scalar_tasks
 
 logger = logging.getLogger("distbranch")
 
-CLASS_TASKS = "class_tasks"  # in the source of dataset.json: {column: {class: task}}
+AS_READ = "as_read"  # in the source of dataset.json: options of columns, given or taken from another data set
 BY_COLUMN = (*KIND_OPTIONS, "as_written", "minus_one", "blank")
 FOR_ALL = ("missing", "separator", "class_prefix")
 # The option of a column whose task is of another kind than one of your own.
@@ -39,11 +40,10 @@ class LikeDataset:
     options: TableOptions
     known: Mapping[str, KnownClasses]
 
-    @property
-    def notes(self) -> dict[str, Any]:
-        """For `dataset.json`: how columns were read, so that a third table can be read like the second, and which data set it was."""
-        effective = self.options.model_dump(mode="json", include={"unit", *BY_COLUMN, *FOR_ALL})
-        return {**effective, "like_fingerprint": self.info.fingerprint}
+    def describe(self) -> dict[str, Any]:
+        """For `dataset.json`: which data set it was, and how columns were read, so that a third table can be read like the second."""
+        options = self.options.model_dump(mode="json", include={"unit", *BY_COLUMN, *FOR_ALL})
+        return {"like_fingerprint": self.info.fingerprint, AS_READ: options}
 
     def check_tasks(self, tasks: Sequence[Task], problems: Problems) -> None:
         """Tasks that are not the same as in the data set are `problems`."""
@@ -80,9 +80,10 @@ def read_like(
     """
     assert options.like is not None
     info = read_dataset(options.like)
-    class_tasks = info.source.get(CLASS_TASKS, {})
+    source = {**info.source, **info.source.get(AS_READ, {})}
+    class_tasks = source.get(CLASS_TASKS, {})
     scalar = {task.name: task for task in list_scalar_tasks(info.tasks)}
-    _check_class_tasks(info, class_tasks)
+    _check_class_tasks(info, source)
     usable = [name for name in names if name and name not in (*special, *options.ignore)]
     columns = [name for name in usable if name in scalar or name in class_tasks]
     if not columns:
@@ -102,7 +103,7 @@ def read_like(
     merged = {
         "tasks": columns,
         "unit": {},
-        **_inherit(options, info.source, columns, said),
+        **_inherit(options, source, columns, said),
         **given,
     }
     of_columns = [scalar[name] for name in columns if name not in class_tasks]
@@ -114,9 +115,9 @@ def read_like(
     return LikeDataset(info, type(options).model_validate(merged), known)
 
 
-def _check_class_tasks(info: DatasetInfo, class_tasks: Mapping[str, Any]) -> None:
-    columns = [*info.source.get("one_task_per_class", ()), *info.source.get("tags", ())]
-    unknown = [name for name in columns if name not in class_tasks]
+def _check_class_tasks(info: DatasetInfo, source: Mapping[str, Any]) -> None:
+    columns = [*source.get("one_task_per_class", ()), *source.get("tags", ())]
+    unknown = [name for name in columns if name not in source.get(CLASS_TASKS, {})]
     if unknown:
         raise UserError(
             f"{info.path} was packed before it was noted which tasks are the classes of {list_names(unknown)}. Pack it again into a "

@@ -193,6 +193,7 @@ def _read_text_rows(path: Path, options: "CsvOptions", problems: Problems) -> Ro
             number = reader.line_num
             yield number, row
     except csv.Error as error:
+        problems.raise_all()  # of the encoding, from which it may follow
         raise UserError(
             f"{path}, line {number + 1}: this is not CSV ({error}). Mend the quotes there."
         ) from None

@@ -132,6 +132,10 @@ def write_damaged(folder: Path) -> None:
     (folder / "a.parquet").write_bytes(b"PAR1 and no more")
 
 
+def write_damaged_state(folder: Path) -> None:
+    (folder / "state.json").write_text("{")
+
+
 def write_unnamed_class(folder: Path) -> None:
     features = {"a": {"names": ["x", "y"], "_type": "ClassLabel"}}
     noted = {"huggingface": json.dumps({"info": {"features": features}})}
@@ -152,6 +156,7 @@ def write_no_labels(folder: Path) -> None:
         (write_other_columns, ("have different columns (a, b)",)),
         (write_two_images, ("no images in a column 'image', but in: left, right",)),
         (write_damaged, ("a.parquet is damaged, or no .parquet file",)),
+        (write_damaged_state, ("state.json is damaged, it is no JSON",)),
         (write_unnamed_class, ("holds the class 2, and its schema names 2 classes",)),
         (write_no_labels, ("2 problems", "column 'caption'", "column 'one'", "--ignore")),
     ],

@@ -1,9 +1,13 @@
 """A stratified split gives each class its share, and keeps groups together."""
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
+from packed_samples import picture
+from tiny_world import Ended, assert_one_sentence, run_command
 
+from distbranch.data.shards import read_dataset
 from distbranch.data.sources.stratified_split import draw_stratified_splits
 from distbranch.errors import UserError
 
@@ -59,3 +63,55 @@ def test_what_cannot_be_stratified_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=message):
         draw_stratified_splits(classes, dict(zip(SHARES, shares, strict=True)), 0, groups=groups)
+
+
+# ---- through the command line
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """60 images of 20 people, each of one of two kinds, and a table that holds a split as well."""
+    rows = ["image,kind,person,fold"]
+    for number in range(60):
+        (tmp_path / f"{number}.jpg").write_bytes(picture(number))
+        kind = "ab"[number // 3 % 2]
+        fold = ("train", "val", "test")[number % 3]
+        rows.append(f"{number}.jpg,{kind},p{number // 3},{fold}")
+    (tmp_path / "t.csv").write_text("\n".join(rows))
+    return tmp_path / "t.csv"
+
+
+def pack(table: Path, *options: str) -> Ended:
+    places = ("--images", str(table.parent), "--table", str(table), "--tasks", "kind")
+    return run_command(["data", "pack", "csv", str(table.parent / "out"), *places, *options])
+
+
+def test_a_packed_split_has_classes_and_groups_as_asked(table: Path) -> None:
+    options = ("--stratify", "kind", "--group-column", "person", "--fractions", "0.6,0.2,0.2")
+    ended = pack(table, *options)
+    assert ended.code == 0, ended.err
+    splits = read_dataset(table.parent / "out").splits
+    found = {name: split.labels["kind"] for name, split in splits.items()}
+    assert [(one["a"], one["b"]) for one in found.values()] == [(18, 18), (6, 6), (6, 6)]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--stratify", "kinds"), ("no column 'kinds'. Nearest: kind", "--stratify")),
+        (("--stratify", "person"), ("cannot be stratified by 'person'", "10 folds", "3 images")),
+        (
+            ("--stratify", "kind", "--split-column", "fold"),
+            ("'fold' already says the split", "Leave --stratify out"),
+        ),
+    ],
+)
+def test_a_split_that_cannot_be_stratified_is_one_sentence(
+    table: Path, options: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    assert_one_sentence(pack(table, *options), 1, words)
+
+
+def test_shares_beside_a_column_of_splits_are_told_to_be_without_effect(table: Path) -> None:
+    ended = pack(table, "--split-column", "fold", "--fractions", "0.5,0.2,0.3")
+    assert "--fractions and --seed are without effect" in " ".join(ended.err.split())
