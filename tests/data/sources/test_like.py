@@ -1,6 +1,7 @@
 """`--like`: another table becomes the tasks and classes of a data set, whatever does not occur in it."""
 
 import csv
+import json
 from pathlib import Path
 
 import pytest
@@ -191,3 +192,19 @@ def test_folders_and_a_hugging_face_data_set_become_the_classes_of_another_set(
     options = {"root": tmp_path / "odd", "task": "category", "like": first.path}
     with pytest.raises(ValueError, match=r"does not know the class 'Cape'"):
         parse_options({"source": "folder", **options}).open()
+
+
+def test_a_set_that_was_packed_before_classes_were_noted_is_known_and_no_model(
+    months: Path,
+) -> None:
+    given = (*ABOUT_COLUMNS, "--stratify", "size")
+    assert pack(months, "old", *given, table="january").code == 0
+    file = months / "old" / "dataset.json"
+    content = json.loads(file.read_text())
+    for later in ("class_tasks", "like", "unknown_as_missing"):
+        del content["source"][later]
+    file.write_text(json.dumps(content))
+    ended = pack(months, "old", *given, table="january")
+    assert "holds this data set already" in ended.out
+    ended = pack(months, "new", *like(months, "old"), table="february")
+    assert_one_sentence(ended, 1, ("classes of category, tags", "Pack it again"))
