@@ -25,8 +25,8 @@ def data_pack(
     source: Annotated[
         str,
         Argument(
-            help="csv, celeba, deepfashion, rendered-faces; with labels per pixel rendered-rooms, nyuv2, adashare-nyuv2, mtan-nyuv2, "
-            "nyud-mt, cityscapes, mtan-cityscapes, taskonomy."
+            help="csv, folder, hf, celeba, deepfashion, rendered-faces; with labels per pixel rendered-rooms, nyuv2, adashare-nyuv2, "
+            "mtan-nyuv2, nyud-mt, cityscapes, mtan-cityscapes, taskonomy."
         ),
     ],
     out: Annotated[Path | None, Argument(help="The new folder of the packed data set.")] = None,
@@ -40,6 +40,9 @@ def data_pack(
     - `distbranch data pack csv data/clothing --images images.zip --table attributes.csv --one-task-per-class category`
     - `distbranch data pack csv data/chest --images images/ --table labels.xlsx --tags findings --separator "|" --minus-one unknown`
     - `distbranch data pack csv data/fish --images images/ --table fish.csv --number weight --unit weight=g --ordinal 'size=S<M<L'`
+    - `distbranch data pack csv data/may --images may/ --table may.csv --like data/fish --fractions 0,0,1`
+    - `distbranch data pack folder data/birds --root birds/ --task species --stratify species`
+    - `distbranch data pack hf data/beans --data beans/ --ignore image_file_path`
     - `distbranch data pack rendered-faces data/faces --samples 6000 --seed 1`
     - `distbranch data pack rendered-rooms data/rooms --samples 2400 --tasks segmentation,depth,normals`
     """
@@ -115,13 +118,14 @@ def data_label(
 
 @data_app.command("check")
 def data_check(paths: Annotated[list[str], Argument(help="Folders of packed data sets.")]) -> None:
-    """Verify every byte, image and label of packed data sets.
+    """Verify every byte, image and label of packed data sets, and count the images of each class and split.
 
     Examples:
     - `distbranch data check data/fps`
     """
     from distbranch.data.check import check_dataset, read_local_dataset
     from distbranch.data.pack import count_copies, describe_copies
+    from distbranch.report.class_table import make_class_table
     from distbranch.report.console import describe_maps
     from distbranch.report.progress import ProgressDisplay
 
@@ -139,6 +143,7 @@ def data_check(paths: Annotated[list[str], Argument(help="Folders of packed data
         print_plain(
             f"{found.num_samples:,} samples in {found.num_shards} shards are as they were packed."
         )
+        console.print(make_class_table(found.info))
         for line in describe_maps(found.info):
             print_plain(line)
         for remark in found.remarks:
@@ -182,7 +187,9 @@ def _show_progress(
 def print_options(options: Any) -> None:
     """A table of the options of a source."""
     rows = []
-    for name, field in options.model_fields.items():
+    # What is required comes first.
+    fields = sorted(options.model_fields.items(), key=lambda item: not item[1].is_required())
+    for name, field in fields:
         if name == "source":
             continue
         default = "" if field.default in (None, {}) else field.default

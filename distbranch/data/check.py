@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from distbranch.config.paths import is_remote
 from distbranch.data.cache import LocalFiles
+from distbranch.data.class_checks import describe_rare_classes
 from distbranch.data.label_maps import check_codes
 from distbranch.data.number_checks import FarNumbers, compare_splits
 from distbranch.data.pack import Copy, find_copies
@@ -93,7 +94,8 @@ def check_dataset(path: str | Path, progress: Callable[[int], None] | None = Non
         ):  # else the counts differ for a reason already told
             _check_counts(name, split, counts, report)
     if report.ok:
-        report.remarks = [*far.describe(), *compare_splits(info.tasks, info.splits)]
+        of_numbers = [*far.describe(), *compare_splits(info.tasks, info.splits)]
+        report.remarks = [*of_numbers, *describe_rare_classes(info)]
         report.copies = find_copies(Path(info.path), info.splits)
     return report
 

@@ -39,6 +39,7 @@ from distbranch.tasks import Task
 SPLITS = ("train", "val", "test")
 LEFT_OUT_FILE = "left-out.csv"
 COPIES_FILE = "copies.csv"
+CLASS_TASKS = "class_tasks"  # in the source of dataset.json: {column: {class: task}} of a task per class or tag
 PROGRESS_EVERY = 100  # samples: often enough for a bar to move, seldom enough to cost nothing
 
 
@@ -300,5 +301,9 @@ def _check_key(key: str, keys: set[int]) -> None:
 
 
 def _without_unused(source: Mapping[str, Any]) -> dict[str, Any]:
-    """What was said of a source; an option that came later and is not used makes no other data set."""
-    return {key: value for key, value in source.items() if value not in (None, "", [], {})}
+    """What was said of a source; an option that came later and is not used makes no other data set.
+
+    Nor do the classes of a table, which follow from all else and were not noted once.
+    """
+    said = {key: value for key, value in source.items() if key != CLASS_TASKS}
+    return {key: value for key, value in said.items() if value not in (None, "", [], {})}

@@ -21,6 +21,8 @@ from distbranch.data.sources.dense.mtan import MtanCityscapesOptions, MtanNyuV2O
 from distbranch.data.sources.dense.nyud_mt import NyudMtOptions
 from distbranch.data.sources.dense.nyuv2 import NyuV2Options
 from distbranch.data.sources.dense.taskonomy import TaskonomyOptions
+from distbranch.data.sources.folder import FolderOptions
+from distbranch.data.sources.hugging_face import HuggingFaceOptions
 from distbranch.data.sources.rendered_faces import RenderedFacesOptions
 from distbranch.data.sources.rendered_rooms import RenderedRoomsOptions
 from distbranch.data.sources.source import Source, SourceOptions, as_typed
@@ -34,6 +36,8 @@ LARGE = 256  # pixels of a side; above it training is slow without need
 
 SOURCES: dict[str, type[SourceOptions]] = {
     "csv": CsvOptions,
+    "folder": FolderOptions,
+    "hf": HuggingFaceOptions,
     "celeba": CelebaOptions,
     "deepfashion": DeepFashionOptions,
     "rendered-faces": RenderedFacesOptions,

@@ -31,14 +31,19 @@ from distbranch.data.sources.number_text import are_all_numbers
 from distbranch.data.sources.tables import Problems
 from distbranch.errors import UserError
 
+NUM_UNKNOWN = 20  # classes of a column that are named
+
 logger = logging.getLogger("distbranch")
 
 
 def select_learnable_columns(columns: Sequence[Column], problems: Problems) -> list[Column]:
     """The columns that can be learnt; of the others `problems` say why they cannot."""
     _check_minus_ones(columns, problems)
+    _check_unknown(columns, problems)
     learnable = []
     for column in columns:
+        if column.unknown:
+            continue
         # The first problem of a column is the one to mend, and those behind it often follow from it: a list of tags would
         # be refused for its many values, and a misspelt yes for being one class of three.
         problem = next(_check_column(column), None)
@@ -51,6 +56,8 @@ def select_learnable_columns(columns: Sequence[Column], problems: Problems) -> l
 
 
 def _check_column(column: Column) -> Iterator[Problem]:
+    if column.is_like and not column.lines and not column.dropped:
+        return iter(())
     if column.kind == "number":
         return chain(_check_content(column), check_numbers(column))
     if column.kind == "kind":
@@ -87,6 +94,23 @@ def _check_minus_ones(columns: Sequence[Column], problems: Problems) -> None:
             "mean no or unknown",
             "Write no as -1 or as 0 in all columns and leave unknown cells empty, or say which columns have which: "
             f"--minus-one (minus_one) {signed[0]}=no.",
+        )
+
+
+def _check_unknown(columns: Sequence[Column], problems: Problems) -> None:
+    """Does the data set of --like have each of the classes? One fact for all columns, so that nothing of it is cut off."""
+    told = []
+    for column in columns:
+        shown = [f"'{label[:CUT_AT]}' (line {line})" for label, line in column.unknown.items()]
+        if len(shown) > NUM_UNKNOWN:
+            shown[NUM_UNKNOWN:] = [f"and {len(shown) - NUM_UNKNOWN:,} more"]
+        if shown:
+            told.append(f"{', '.join(shown)} of the column '{column.name}'")
+    if told:
+        names = ",".join(column.name for column in columns if column.unknown)
+        problems.add(
+            f"{columns[0].options.like} does not know the class {'; '.join(told)}",
+            f"Correct them, or take them as missing labels: --unknown-as-missing (unknown_as_missing) {shlex.quote(names)}.",
         )
 
 
@@ -128,7 +152,10 @@ def _check_content(column: Column) -> Iterator[Problem]:
 def _check_marks(column: Column) -> Iterator[Problem]:
     """Is each value a mark, and does an empty cell mean no?"""
     if column.is_open and column.marks is None:
-        for odd in _find_odd_values(list(column.lines)):
+        odd_values = _find_odd_values(list(column.lines))
+        if column.is_like and not odd_values:
+            odd_values = list(column.lines)
+        for odd in odd_values:
             yield (
                 f"line {column.lines[odd]}: the column '{column.name}' holds '{odd[:CUT_AT]}', which is neither 1, 0, -1, yes, "
                 "no nor empty",
@@ -186,7 +213,7 @@ def _check_classes(column: Column) -> Iterator[Problem]:
     has_other = column.marks and (
         parse_mark(value) is not None or (column.marks[value] == 1 and column.counts[""])
     )
-    if len(column.lines) == 1 and column.kind != "tags" and not has_other:
+    if len(column.lines) == 1 and column.kind != "tags" and not (has_other or column.is_like):
         yield (
             f"column '{column.name}': '{value[:CUT_AT]}' is its only value",
             "Put it into --ignore.",
@@ -203,7 +230,7 @@ def _check_classes(column: Column) -> Iterator[Problem]:
 
 def _suggest_number(column: Column) -> str:
     """What to give where the values of a column of which nobody said anything are numbers."""
-    if column.is_open and are_all_numbers(column.labelled):
+    if column.is_open and are_all_numbers(column.bare_numbers.values()):
         name = shlex.quote(column.name)  # many names have blanks
         return (
             f" If its numbers are amounts to be predicted as such, give --number {name}; if they are steps in an order, "
@@ -219,6 +246,13 @@ def _is_settled(column: Column) -> bool:
 
 def _warn_guesses(column: Column) -> None:
     """Tells of what was taken in one way and might be meant in another."""
+    if column.dropped:
+        logger.warning(
+            "The column '%s': what %s does not know is taken as missing: %s.",
+            column.name,
+            column.options.like,
+            _list_words(column.dropped),
+        )
     # A number is missing only where somebody said so.
     words = {
         word: count for word, count in column.missing_words.items() if parse_number(word) is None
@@ -241,6 +275,14 @@ def _warn_guesses(column: Column) -> None:
     if column.kind == "number":
         for reading in describe_readings(column):
             logger.warning("The %s", reading)
+    amounts = column.bare_numbers.values()
+    if column.is_open and column.cell_unit and are_all_numbers(amounts):
+        logger.warning(
+            "The column '%s': its values, such as '%s', are taken as names of classes.%s",
+            column.name,
+            next(iter(column.labelled)),
+            _suggest_number(column),
+        )
     if column.is_yes_or_nothing:
         logger.warning(
             "The column '%s' says yes or nothing: its empty cells stay unlabelled, so it has no negative sample. "

@@ -2,8 +2,8 @@
 
 import logging
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ from distbranch.data.sources.label_text import (
     split_tags,
 )
 from distbranch.data.sources.number_columns import choose_decimal_sign, read_numbers
-from distbranch.data.sources.number_text import DecimalSign
+from distbranch.data.sources.number_text import DecimalSign, find_common_unit, without_unit
 from distbranch.data.sources.source import Answer
 from distbranch.data.sources.tables import Problems
 from distbranch.errors import UserError
@@ -25,7 +25,7 @@ from distbranch.kinds import KINDS
 from distbranch.tasks import Task
 
 if TYPE_CHECKING:
-    from distbranch.data.sources.csv import CsvOptions
+    from distbranch.data.sources.label_options import TableOptions
 
 logger = logging.getLogger("distbranch")
 
@@ -33,6 +33,7 @@ ALL = "*"  # every column, in options that answer a question for columns
 # Options that say what the values of a column are.
 KIND_OPTIONS = ("categorical", "one_task_per_class", "tags", "number", "ordinal", "kind")
 MAX_CLASSES = 1000
+KnownClasses = Mapping[str, str]
 GIVE_PREFIX = "Give --class-prefix (class_prefix), which is put before the names of classes."
 
 
@@ -40,14 +41,16 @@ GIVE_PREFIX = "Give --class-prefix (class_prefix), which is put before the names
 class Column:
     """A column to learn: the tidy value of each row with its line, and the options that say something about it.
 
-    `table_sign` is the decimal one of the table, as far as its columns of numbers agree.
+    `table_sign` is the decimal one of the table, as far as its columns of numbers agree; `known` the classes that are given
+    beforehand, by the source or by the data set of --like, with the task of each.
     """
 
     name: str
     values: Sequence[str]
     line_numbers: Sequence[int]
-    options: "CsvOptions"
+    options: "TableOptions"
     table_sign: DecimalSign | None = None
+    known: KnownClasses = field(default_factory=dict)
 
     @cached_property
     def kind(self) -> str:
@@ -57,7 +60,8 @@ class Column:
     @property
     def order(self) -> tuple[str, ...]:
         """The classes of an ordinal column, lowest first, if somebody gave them."""
-        return self.options.ordinal.get(self.name, ())
+        order = self.options.ordinal.get(self.name, ())
+        return order or (tuple(self.known) if self.kind == "ordinal" else ())
 
     @cached_property
     def as_written(self) -> bool:
@@ -95,6 +99,16 @@ class Column:
         }
 
     @cached_property
+    def cell_unit(self) -> str:
+        """The unit that stands in each of its cells, if one does."""
+        return find_common_unit(self.labelled)
+
+    @cached_property
+    def bare_numbers(self) -> dict[str, str]:
+        """Every value that is a label, without that unit."""
+        return {text: without_unit(text, self.cell_unit) for text in self.labelled}
+
+    @cached_property
     def sign(self) -> DecimalSign | None:
         """The decimal sign of its numbers; None where it must be asked."""
         return choose_decimal_sign(self)
@@ -119,7 +133,9 @@ class Column:
     def missing_words(self) -> dict[str, int]:
         """The words that say that there is no label, and how often."""
         return {
-            word: count for word, count in self.counts.items() if word and self.is_missing(word)
+            word: count
+            for word, count in self.counts.items()
+            if word and self.is_missing(word) and not self.is_dropped(word)
         }
 
     @cached_property
@@ -140,13 +156,18 @@ class Column:
     @property
     def classes(self) -> list[str]:
         """The values in the order that was given, else of their numbers, if all are numbers, else of the alphabet."""
-        if self.order:
-            return list(self.order)
+        if self.order or self.known:
+            return list(self.order or self.known)
         numbers = {value: parse_number(value) for value in self.lines}
         if None in numbers.values():
             return sorted(self.lines)
         # 2 before 10; the value itself tells 1 from 1.0.
         return sorted(self.lines, key=lambda value: (numbers[value], value))
+
+    @property
+    def is_like(self) -> bool:
+        """Whether its task is that of another data set, so that it need not have every label, or any."""
+        return self.options.like is not None
 
     @property
     def is_open(self) -> bool:
@@ -163,6 +184,10 @@ class Column:
         """Whether a value stands for no label."""
         if value in self.order:  # none < mild < severe
             return False
+        if value in self.known and value not in self.options.missing:
+            return False
+        if self.kind != "tags" and self.is_dropped(value):
+            return True
         said = self.minus_one
         # A number may well be -1: of such a column it must be said by name.
         if said is None and self.kind != "number":
@@ -179,14 +204,46 @@ class Column:
         """The classes that a value names: itself, or its tags; none where it is missing."""
         if self.is_missing(value):
             return ()
+        return [label for label in self.split_labels(value) if not self.is_dropped(label)]
+
+    def split_labels(self, value: str) -> Collection[str]:
+        """The tags of a value, or the value itself."""
         if self.kind == "tags" and self.options.separator is not None:
             return split_tags(value, self.options.separator)
         return (value,)
 
+    def is_dropped(self, label: str) -> bool:
+        """Whether a class is unknown to the data set of --like, and somebody said that it counts as missing."""
+        may_drop = self.name in self.options.unknown_as_missing
+        return may_drop and bool(self.known) and bool(label) and label not in self.known
 
-ColumnTasks = tuple[
-    tuple[Task, ...], Iterator[Labels]
-]  # the tasks of a column, and the labels of each of its rows
+    @property
+    def unknown(self) -> dict[str, int]:
+        """The first line of every class that is not among those that are known beforehand."""
+        return {
+            label: line
+            for label, line in self.lines.items()
+            if self.known and label not in self.known
+        }
+
+    @property
+    def dropped(self) -> Counter[str]:
+        """The unknown classes that count as missing, and in how many cells each stands."""
+        dropped: Counter[str] = Counter()
+        for value, count in self.counts.items():
+            for label in filter(self.is_dropped, self.split_labels(value)):
+                dropped[label] += count
+        return dropped
+
+
+@dataclass(frozen=True)
+class ColumnTasks:
+    """The tasks of a column, the labels of each of its rows, and the task of each class where each has one."""
+
+    column: str
+    tasks: tuple[Task, ...]
+    labels: Iterator[Labels]
+    class_tasks: KnownClasses = field(default_factory=dict)
 
 
 def infer_tasks(
@@ -206,9 +263,11 @@ def infer_tasks(
             found.append(_infer_one_task(column))
             continue
         try:
-            names = name_classes(
-                column.name, column.classes, prefix=column.options.class_prefix, taken=taken
-            )
+            names = dict(column.known)
+            if not column.is_like:
+                names = name_classes(
+                    column.name, column.classes, prefix=column.options.class_prefix, taken=taken
+                )
         except UserError as error:
             problems.add(str(error).removesuffix(f". {GIVE_PREFIX}"), GIVE_PREFIX)
             continue
@@ -264,14 +323,15 @@ def _infer_one_task(column: Column) -> ColumnTasks:
                 labels[value] = {column.name: label}
         if column.blank == "no":
             labels[""] = {column.name: 0}
-    return (task,), (labels.get(value, {}) for value in column.values)
+    return ColumnTasks(column.name, (task,), (labels.get(value, {}) for value in column.values))
 
 
 def _infer_number(column: Column) -> ColumnTasks:
     """A task whose labels are the numbers; their mean and deviation are known when they are packed."""
-    task = Task(column.name, "number", unit=column.options.unit.get(column.name, ""))
+    unit = column.options.unit.get(column.name, column.cell_unit)
+    task = Task(column.name, "number", unit=unit)
     labels = {text: {column.name: number} for text, number in column.numbers.items()}
-    return (task,), (labels.get(value, {}) for value in column.values)
+    return ColumnTasks(column.name, (task,), (labels.get(value, {}) for value in column.values))
 
 
 def create_own_task(column: Column) -> Task:
@@ -298,7 +358,7 @@ def _infer_own_kind(column: Column) -> ColumnTasks:
         text: {task.name: kind.write_label(task, read_own_label(task, text))}
         for text in column.labelled
     }
-    return (task,), (labels.get(value, {}) for value in column.values)
+    return ColumnTasks(column.name, (task,), (labels.get(value, {}) for value in column.values))
 
 
 def _infer_task_per_class(column: Column, names: dict[str, str]) -> ColumnTasks:
@@ -317,4 +377,4 @@ def _infer_task_per_class(column: Column, names: dict[str, str]) -> ColumnTasks:
         return none | {names[label]: 1 for label in column.read_classes(value)}
 
     tasks = tuple(Task(name, exclusive=exclusive) for name in names.values())
-    return tasks, map(read_labels, column.values)
+    return ColumnTasks(column.name, tasks, map(read_labels, column.values), names)

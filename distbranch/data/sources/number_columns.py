@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,9 +12,11 @@ from distbranch.data.sources.label_text import parse_number
 from distbranch.data.sources.number_text import (
     DecimalSign,
     find_ambiguous,
+    find_common_unit,
     find_decimal_signs,
-    has_unit,
+    find_unit,
     read_number,
+    without_unit,
 )
 
 if TYPE_CHECKING:
@@ -29,9 +31,12 @@ CORRECT_IT = "Correct it, or put the value into --missing if it means that there
 Problem = tuple[str, str]  # what is so, and what to do about it
 
 
-def find_common_sign(columns: Iterable[Iterable[str]]) -> DecimalSign | None:
+def find_common_sign(columns: Iterable[Collection[str]]) -> DecimalSign | None:
     """The decimal sign of a table, as far as those of its columns of numbers that tell one tell the same."""
-    signs = [find_decimal_signs(texts) for texts in columns]
+    signs = []
+    for texts in columns:
+        unit = find_common_unit(texts)
+        signs.append(find_decimal_signs(without_unit(text, unit) for text in texts))
     told = {sign for found in signs if len(found) == 1 for sign in found}
     return told.pop() if len(told) == 1 else None
 
@@ -40,17 +45,24 @@ def choose_decimal_sign(column: Column) -> DecimalSign | None:
     """The sign that the cells of the column tell, else that of the table; None where it must be asked."""
     if column.options.decimal is not None:
         return column.options.decimal
-    signs = find_decimal_signs(column.labelled)
+    bare = column.bare_numbers.values()
+    signs = find_decimal_signs(bare)
     sign = signs.pop() if len(signs) == 1 else column.table_sign
     # A point alone is the decimal one of every program that writes tables.
-    if sign is None and not any("," in text for text in find_ambiguous(column.labelled)):
+    if sign is None and not any("," in text for text in find_ambiguous(bare)):
         return "point"
     return sign
 
 
+def _find_ambiguous_cells(column: Column) -> list[str]:
+    ambiguous = set(find_ambiguous(column.bare_numbers.values()))
+    return [text for text, bare in column.bare_numbers.items() if bare in ambiguous]
+
+
 def read_numbers(column: Column) -> dict[str, float]:
     """The number of every value; what is none is left out."""
-    numbers = {text: read_number(text, column.sign or "point") for text in column.labelled}
+    sign = column.sign or "point"
+    numbers = {text: read_number(bare, sign) for text, bare in column.bare_numbers.items()}
     return {text: number for text, number in numbers.items() if number is not None}
 
 
@@ -58,23 +70,23 @@ def check_numbers(column: Column) -> Iterator[Problem]:
     """Is each cell a number, with one meaning, that float32 holds, and do they differ?"""
     if column.sign is None:
         yield (
-            f"{_list_cells(column, find_ambiguous(column.labelled))}, where the comma could stand before decimals or between "
+            f"{_list_cells(column, _find_ambiguous_cells(column))}, where the comma could stand before decimals or between "
             "thousands",
             "Say which sign stands before decimals: --decimal comma or --decimal point.",
         )
     odd = [text for text in column.labelled if text not in column.numbers]
     # In a column of decimal commas `2.5` is one of those of points.
-    other = [text for text in odd if parse_number(text) is not None]
+    other = [text for text in odd if parse_number(column.bare_numbers[text]) is not None]
     if other:
         yield (
             f"{_list_cells(column, other)} although its numbers have a decimal {column.sign}",
             "Write all of them with one decimal sign.",
         )
-    with_units = list(filter(has_unit, odd))
+    with_units = list(filter(find_unit, odd))
     if with_units:
         yield (
             f"{_list_cells(column, with_units)}, numbers with a unit",
-            f"Write the numbers alone, all in one unit, which --unit {column.name}=... may name.",
+            f"Write the same unit in every cell, or the numbers alone, whose unit --unit {column.name}=... may name.",
         )
     if odd:
         yield f"{_list_cells(column, odd)}, which is no number", CORRECT_IT
@@ -83,6 +95,8 @@ def check_numbers(column: Column) -> Iterator[Problem]:
         what = f"which is more than a label can hold ({MAX_FLOAT:.1e})"
         advice = "Correct it, write the numbers in a larger unit, or put the value into --missing."
         yield f"{_list_cells(column, huge)}, {what}", advice
+    if column.is_like:  # whose mean and deviation are known
+        return
     values = np.array(list(column.numbers.values()))
     if np.ptp(values) == 0:
         only = next(iter(column.numbers))
@@ -97,7 +111,11 @@ def check_numbers(column: Column) -> Iterator[Problem]:
 def describe_readings(column: Column) -> Iterator[str]:
     """How cells were read that could be meant in another way, or that a label does not hold to the last digit."""
     decimal = "," if column.sign == "comma" else "."
-    unsure = find_ambiguous(column.labelled) if column.options.decimal is None else []
+    if column.cell_unit:
+        said = column.options.unit.get(column.name, column.cell_unit)
+        as_told = "" if said == column.cell_unit else f", which are told in '{said}'"
+        yield f"column '{column.name}': '{column.cell_unit}' is taken for the unit of its numbers{as_told}."
+    unsure = _find_ambiguous_cells(column) if column.options.decimal is None else []
     thousands = [text for text in unsure if decimal not in text]
     if thousands:
         yield (

@@ -54,10 +54,21 @@ def find_ambiguous(texts: Iterable[str]) -> list[str]:
     return found
 
 
-def has_unit(text: str) -> bool:
-    """Whether a text looks like a number with a unit: `3.5 kg`, `50%`, `€ 5`."""
+def find_unit(text: str) -> str:
+    """What stands before or behind a number: `kg` of `3.5 kg`, `%` of `50%`, `€` of `€ 5`; empty where nothing does."""
     found = _WITH_UNIT.fullmatch(text)
-    return found is not None and bool(found["before"] or found["behind"])
+    return (found["before"] or found["behind"] or "").strip() if found else ""
+
+
+def find_common_unit(texts: Iterable[str]) -> str:
+    """The unit that all numbers among the texts have; empty where one has none or another."""
+    units = {find_unit(text) for text in texts if _WITH_UNIT.fullmatch(text)}
+    return units.pop() if len(units) == 1 else ""
+
+
+def without_unit(text: str, unit: str) -> str:
+    """The number alone."""
+    return text.removeprefix(unit).removesuffix(unit).strip()
 
 
 def are_all_numbers(texts: Collection[str]) -> bool:

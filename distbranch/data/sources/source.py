@@ -27,6 +27,13 @@ from distbranch.tasks import Task
 
 logger = logging.getLogger("distbranch")
 
+# What folders and files of splits are called.
+SPLIT_OF_NAME = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+
 
 def _read_answer(value: Any) -> Any:
     return "no" if value is False else value  # YAML reads `no` as false

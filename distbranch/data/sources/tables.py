@@ -36,6 +36,7 @@ BOMS = {  # the longer ones first
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
+EXCEL_ENCODING = "cp1252"  # on Windows in Western Europe
 NUM_TOLD = 3  # problems of one kind; the rest is counted
 
 Rows = Iterator[tuple[int, Iterable[object]]]  # the line of each, and its values
@@ -45,12 +46,15 @@ Rows = Iterator[tuple[int, Iterable[object]]]  # the line of each, and its value
 class Table:
     """The names of the columns as they stand in the header, the cells below each name, and the number of each row's line.
 
-    Cells have no blanks around them; rows without any content are left out.
+    Cells have no blanks around them; rows without any content are left out. `place` and
+    `row_word` are how people know it and its rows.
     """
 
+    place: Path
     names: list[str]
     columns: dict[str, Sequence[str]]
-    lines: list[int]
+    lines: Sequence[int]
+    row_word: str = "line"
 
 
 class Problems:
@@ -87,7 +91,7 @@ def read_table(options: "CsvOptions", problems: Problems) -> Table:
     names: list[str] = []
     lines: list[int] = []
     whole: list[list[str]] = []
-    for line, values in _read_rows(options):
+    for line, values in _read_rows(options, problems):
         cells = [format_cell(value).strip() for value in values]
         if not any(cells):
             continue
@@ -110,17 +114,17 @@ def read_table(options: "CsvOptions", problems: Problems) -> Table:
     if not lines:
         problems.add("it has a header but not a single row that fits it", "Add a line per image.")
     columns = zip(*whole, strict=True) if whole else [()] * len(names)
-    return Table(names, dict(zip(names, columns, strict=True)), lines)
+    return Table(options.table, names, dict(zip(names, columns, strict=True)), lines)
 
 
-def _read_rows(options: "CsvOptions") -> Rows:
+def _read_rows(options: "CsvOptions", problems: Problems) -> Rows:
     path = options.table
     if not path.exists():
         raise UserError(f"The table {path} does not exist.")
     reader = READERS.get(path.suffix.lower(), _read_text_rows)
     try:
         with explain_unreadable(f"The table {path}"):
-            yield from reader(path, options)
+            yield from reader(path, options, problems)
     except UserError:  # which is a ValueError
         raise
     except (
@@ -154,15 +158,21 @@ def format_cell(value: object) -> str:
     return str(value)
 
 
-def _read_text_rows(path: Path, options: "CsvOptions") -> Rows:
+def _read_text_rows(path: Path, options: "CsvOptions", problems: Problems) -> Rows:
     with OPENERS.get(path.suffix.lower(), open)(path, "rb") as file:
         data = file.read()
     encoding = options.encoding or _find_encoding(path, data)
     try:
         # Not `bytes.decode`, which takes UTF-16 without a mark for that of this machine.
         text = io.TextIOWrapper(io.BytesIO(data), encoding, newline="").read()
-    except UnicodeError as error:
-        raise _explain_undecodable(path, data, encoding, error) from None
+    except UnicodeDecodeError as error:
+        if encoding != "utf-8":
+            raise UserError(f"{path} is not text in {encoding}. Give another --encoding.") from None
+        problems.add(*_explain_undecodable(data, error.start))
+        # Read on, so that all else that is wrong is told as well.
+        text = data.decode(EXCEL_ENCODING, errors="replace")
+    except UnicodeError:
+        raise UserError(f"{path} is not text in {encoding}. Give another --encoding.") from None
     text = text.removeprefix("\ufeff")
     # The first line that Excel writes for itself.
     told = re.match(r'"?sep=(.)"?(?=\s)', text)
@@ -183,6 +193,7 @@ def _read_text_rows(path: Path, options: "CsvOptions") -> Rows:
             number = reader.line_num
             yield number, row
     except csv.Error as error:
+        problems.raise_all()  # of the encoding, from which it may follow
         raise UserError(
             f"{path}, line {number + 1}: this is not CSV ({error}). Mend the quotes there."
         ) from None
@@ -217,20 +228,18 @@ def _find_encoding(path: Path, data: bytes) -> str:
     return "utf-8"
 
 
-def _explain_undecodable(path: Path, data: bytes, encoding: str, error: UnicodeError) -> UserError:
-    """Names the first line that cannot be read, and how it reads in the encoding of Excel on Windows."""
-    if encoding != "utf-8" or not isinstance(error, UnicodeDecodeError):
-        return UserError(f"{path} is not text in {encoding}. Give another --encoding.")
-    line = data.count(b"\n", 0, error.start) + 1
-    around = data[max(0, error.start - 20) : error.start + 20].decode("cp1252", errors="replace")
-    return UserError(
-        f"{path}, line {line}: this is not text in UTF-8: byte 0x{data[error.start]:02x} stands there, which as cp1252 (Excel "
-        f"on Windows) would be '{tidy_text(around)}'. Save the table as CSV in UTF-8, or say what it is: --encoding "
-        "cp1252, for instance."
+def _explain_undecodable(data: bytes, start: int) -> tuple[str, str]:
+    """The first line that is not UTF-8, how it reads in the encoding of Excel on Windows, and what to do."""
+    line = data.count(b"\n", 0, start) + 1
+    around = data[max(0, start - 20) : start + 20].decode(EXCEL_ENCODING, errors="replace")
+    return (
+        f"line {line}: this is not text in UTF-8: byte 0x{data[start]:02x} stands there, which as {EXCEL_ENCODING} (Excel on "
+        f"Windows) would be '{tidy_text(around)}'",
+        f"Save the table as CSV in UTF-8, or say what it is: --encoding {EXCEL_ENCODING}, for instance.",
     )
 
 
-def _read_sheet_rows(path: Path, _: "CsvOptions") -> Rows:
+def _read_sheet_rows(path: Path, *_: object) -> Rows:
     import pandas  # here, for it takes its time, and other tables do without
 
     try:
@@ -261,7 +270,7 @@ def _read_sheet_rows(path: Path, _: "CsvOptions") -> Rows:
     yield from enumerate(sheet.dropna(axis="columns", how="all").to_numpy().tolist(), start=1)
 
 
-def _read_parquet_rows(path: Path, _: "CsvOptions") -> Rows:
+def _read_parquet_rows(path: Path, *_: object) -> Rows:
     # Here, for it takes its time, and other tables do without.
     from pyarrow import parquet
 

@@ -4,23 +4,26 @@ from pathlib import Path
 from typing import Any
 
 from distbranch.data.sources import parse_options
-from distbranch.data.sources.csv import CsvOptions, learn_table
+from distbranch.data.sources.csv import CsvOptions
+from distbranch.data.sources.label_table import LearntTable, learn_table
+from distbranch.data.sources.tables import Problems, read_table
 from distbranch.tasks import Task
 
 Labels = dict[str, list[object]]
 
 
 def read_tasks(path: Path, **given: Any) -> tuple[Task, ...]:
-    return learn_table(_parse_options(path, given))[0]
+    return learn_file(path, **given).tasks
 
 
 def read_labels(path: Path, **given: Any) -> Labels:
-    tasks, rows, _ = learn_table(_parse_options(path, given))
-    labels = [row.labels for row in rows]
-    return {task.name: [one.get(task.name) for one in labels] for task in tasks}
+    learnt = learn_file(path, **given)
+    labels = [row.labels for row in learnt.rows]
+    return {task.name: [one.get(task.name) for one in labels] for task in learnt.tasks}
 
 
-def _parse_options(path: Path, given: dict[str, Any]) -> CsvOptions:
+def learn_file(path: Path, **given: Any) -> LearntTable:
     options = parse_options({"source": "csv", "images": path.parent, "table": path, **given})
     assert isinstance(options, CsvOptions)
-    return options
+    problems = Problems(path)
+    return learn_table(options, read_table(options, problems), problems)

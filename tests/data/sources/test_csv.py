@@ -310,7 +310,7 @@ CASES: dict[str, tuple[str, dict[str, Any], str]] = {
     "no image column": (
         "file,a\n1.jpg,1",
         {},
-        r"has no column 'image'. Nearest: file, a. .* --image-column \(image_column\)",
+        r"has no column 'image'. Nearest: file. .* --image-column \(image_column\)",
     ),
     "no such task": (
         table("shoes", "1"),

@@ -8,11 +8,11 @@ from typing import Any
 import pandas
 import pytest
 import yaml
-from table_labels import Labels, read_labels
+from table_labels import Labels, learn_file, read_labels
 
 from distbranch.config import load_config
 from distbranch.data.sources import parse_options
-from distbranch.data.sources.csv import CsvOptions, learn_table
+from distbranch.data.sources.csv import CsvOptions
 from distbranch.data.sources.label_text import fold_text, parse_number, tidy_text
 from distbranch.errors import UsageError, UserError
 
@@ -339,17 +339,7 @@ def test_images_without_a_group_are_split_each_by_itself(tmp_path: Path) -> None
         {"image": [f"{n}.jpg" for n in range(60)], "a": [n % 2 for n in range(60)], "who": "NA"}
     )
     frame.to_csv(tmp_path / "t.csv", index=False)
-    options = parse_options(
-        {
-            "source": "csv",
-            "images": tmp_path,
-            "table": tmp_path / "t.csv",
-            "group_column": "who",
-            "on_bad_image": "skip",
-        }
-    )
-    assert isinstance(options, CsvOptions)
-    _, rows, _ = learn_table(options)
+    rows = learn_file(tmp_path / "t.csv", group_column="who", on_bad_image="skip").rows
     assert {row.split for row in rows} == {"train", "val", "test"}
 
 

@@ -9,7 +9,7 @@ import yaml
 from table_labels import Labels
 from torch import Tensor
 
-from distbranch.data.sources.number_text import has_unit, read_number
+from distbranch.data.sources.number_text import find_unit, read_number
 from distbranch.errors import UsageError, UserError
 from distbranch.kinds import KINDS, Kind
 from distbranch.tasks import Task
@@ -213,6 +213,36 @@ def test_a_unit_goes_into_the_task(learn_tasks: Callable[..., Any]) -> None:
     ]
 
 
+# ---- units in the cells
+
+
+PRICES = ["1.299,00 €", "99,95 €", "", "12 €"]
+
+
+def test_a_unit_that_every_cell_has_is_that_of_the_task(
+    learn: Learn, learn_tasks: Callable[..., tuple[Task, ...]], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert learn({"price": PRICES}, number="price") == {"price": [1299.0, 99.95, None, 12.0]}
+    assert "'€' is taken for the unit of its numbers" in caplog.text
+    assert learn_tasks({"price": PRICES}, number="price") == (Task("price", "number", unit="€"),)
+    (task,) = learn_tasks({"price": PRICES}, number="price", unit="price=EUR")
+    assert task.unit == "EUR"
+    assert learn({"a": ["50%", "7%"]}, number="a") == {"a": [50.0, 7.0]}
+
+
+def test_the_unit_of_one_cell_hides_no_decimal_comma_of_another_column(learn: Learn) -> None:
+    columns = {"price": PRICES, "weight": ["1,234", "2,345", "3,456", "4,567"]}
+    assert learn(columns, number="price,weight")["weight"] == [1.234, 2.345, 3.456, 4.567]
+
+
+def test_amounts_with_units_that_would_be_classes_are_told(
+    learn: Learn, caplog: pytest.LogCaptureFixture
+) -> None:
+    learn({"price": ["5 €", "7 €", "5 €"]})
+    assert "'5 €', are taken as names of classes" in caplog.text
+    assert "--number price" in caplog.text
+
+
 # ---- texts
 
 
@@ -224,12 +254,12 @@ def test_other_texts_are_no_numbers(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["3.5 kg", "3,5kg", "€ 5", "5 €", "50%", "-3 °C", "9.8 m/s²"])
 def test_numbers_with_units_are_known(text: str) -> None:
-    assert has_unit(text)
+    assert find_unit(text)
 
 
 @pytest.mark.parametrize("text", ["3.5", "kg", "1 234", "2020-01-31", "3-5", "about 3", "1e5"])
 def test_texts_without_units_are_known(text: str) -> None:
-    assert not has_unit(text)
+    assert not find_unit(text)
 
 
 # ---- kinds of one's own

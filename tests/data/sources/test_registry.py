@@ -39,7 +39,10 @@ def test_options_are_read_as_typed() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({}, "The source should be one of csv, celeba, deepfashion, rendered-faces, .*found None"),
+        (
+            {},
+            "The source should be one of csv, folder, hf, celeba, deepfashion, rendered-faces, .*found None",
+        ),
         ({"source": "cvs"}, "found 'cvs'"),
         ({"source": "csv"}, "the option --images is required"),
         (

@@ -14,6 +14,7 @@ import openpyxl
 import pandas
 import pytest
 from packed_samples import picture
+from table_labels import learn_file
 
 from distbranch.data.sources import pack_source, parse_options
 from distbranch.data.sources.csv import CsvOptions
@@ -119,9 +120,9 @@ def test_another_encoding_is_told_with_its_line_and_how_it_would_read(tmp_path: 
     (tmp_path / "t.csv").write_bytes(as_csv(ROWS, ",").replace("größe", "size").encode("cp1252"))
     with pytest.raises(
         UserError,
-        match=r"t.csv, line 3: .* not text in UTF-8: byte 0xdf .* cp1252 .* would be '.*groß.*'.*--encoding",
+        match=r"t.csv has 3 problems: \(1\) line 3: .* not text in UTF-8: byte 0xdf .* cp1252 .* would be '.*groß.*'.*--encoding",
     ):
-        read(tmp_path / "t.csv")
+        learn_file(tmp_path / "t.csv")
     (tmp_path / "t.csv").write_bytes(as_csv(ROWS, ",").encode("utf-16-le"))
     with pytest.raises(UserError, match=r"zero bytes. Say --encoding utf-16-le"):
         read(tmp_path / "t.csv")
@@ -171,6 +172,36 @@ def test_a_sheet_of_excel_reads_as_its_cells_show(tmp_path: Path) -> None:
         ["2.jpg", "True", "", "", "", "", ""],
     ]
     assert read_table(CsvOptions(images=path, table=path), Problems(path)).lines == [2, 4, 5]
+
+
+def test_a_first_try_with_a_list_from_excel_tells_all_that_must_be_said(tmp_path: Path) -> None:
+    rows = [
+        "Bild;Preis;Gewicht;Kinder;Schlagworte;Größe",
+        *("a.jpg;1.299,00 €;0,35;ja;rot, neu;S", "b.jpg;99,95 €;1,2;nein;blau;M"),
+        *("c.jpg;12,50 €;;;rot, alt;L", "d.jpg;7,00 €;2;ja;neu, blau;S", "e.jpg;8 €;1,2;ja;rot;M"),
+    ]
+    path = tmp_path / "t.csv"
+    path.write_bytes(("\r\n".join(rows) + "\r\n").encode("cp1252"))
+    with pytest.raises(UserError) as told:
+        learn_file(path)
+    for words in (
+        "5 problems",
+        "--encoding cp1252",
+        "no column 'image'. Nearest: Bild",
+        "--number Preis",
+        "--number Gewicht",
+        "--tags Schlagworte --separator ','",
+    ):
+        assert words in str(told.value)
+    given = {"number": "Preis,Gewicht", "tags": "Schlagworte", "separator": ","}
+    learnt = learn_file(path, encoding="cp1252", image_column="Bild", **given)
+    labels = [row.labels for row in learnt.rows]
+    assert [one.get("Gewicht") for one in labels] == [0.35, 1.2, None, 2.0, 1.2]
+    assert [one["Preis"] for one in labels] == [1299.0, 99.95, 12.5, 7.0, 8.0]
+    assert labels[3] == {
+        **{"Preis": 7.0, "Gewicht": 2.0, "Kinder": 1, "Größe": "S"},
+        **{"rot": 0, "neu": 1, "blau": 1, "alt": 0},
+    }
 
 
 def test_a_workbook_of_several_sheets_is_refused_and_an_empty_one_beside_is_not(
