@@ -26,7 +26,9 @@ if TYPE_CHECKING:  # loads torch
 
 
 def train(
-    config: Annotated[Path | None, Argument(help="A YAML file, see configs/.")] = None,
+    config: Annotated[
+        Path | None, Argument(help="A YAML file, or a config of the package by its name.")
+    ] = None,
     overrides: Overrides = None,
     fresh: Annotated[
         bool, Option("--fresh", help="Start over in a new directory if the run exists.")
@@ -63,7 +65,9 @@ def train(
         # Of `--help-config optim` typer takes the word for the config file.
         return _show_keys("" if config is None else str(config))
     if config is None:
-        raise UsageError("Give a config file, such as configs/quickstart.yaml, or --help-config.")
+        raise UsageError(
+            "Give a config file, or a config of the package such as quickstart, or --help-config."
+        )
     resolved = load_config(config, overrides or [])
     if dry_run:
         from distbranch.launch.dry_run import plan_run
