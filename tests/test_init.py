@@ -104,11 +104,11 @@ def test_a_recipe_for_real_photographs_passes_the_dry_run_and_trains_on_two_rank
     assert all(name in ended.out for name in told)
     assert all("  # " in line for line in reasons)
 
-    config = load_config(out)
-    assert plan_run(config, Link(10.0, 50.0)).scales
+    # a tiny network for a few steps: the recipe's own trains for minutes
     short = {"train.iterations": 4, "method.first_decision": 2, "method.round_iterations": 2}
-    few = {"launch.workers": 2, "launch.threads": 1, "model.width": 2, "run.directory": tmp_path}
-    config = load_config(config, short | few | {"optim.warmup": 1})
+    few = {"launch.workers": 2, "launch.threads": 1, "model.width": 2, "optim.warmup": 1}
+    config = load_config(out, short | few | {"run.directory": str(tmp_path)})
+    assert plan_run(config, Link(10.0, 50.0)).scales
     ended_ranks = ranks.call_all(train_tiny, 2, config=config.model_dump(mode="json"))
     assert {one["end"] for one in ended_ranks} == {"done"}, ended_ranks
 
@@ -149,6 +149,8 @@ def test_configs_of_the_package_are_found_by_name_from_any_folder(
     # a file of one's own comes first
     Path("quickstart.yaml").write_text("seed: 7\n")
     assert load_config("quickstart.yaml").seed == 7
+    with pytest.raises(UsageError, match=r"quickest does not exist. There are: .*quickstart"):
+        load_config("quickest")
 
 
 def test_a_copy_of_a_config_of_the_package_finds_its_base(

@@ -115,11 +115,16 @@ def report(
     out: Annotated[
         Path | None, Option(help="The file of the page; report.html in the run directory if empty.")
     ] = None,
+    against: Annotated[
+        str | None,
+        Option(help="A thin run, for the gain of every task over it; the run's scout if empty."),
+    ] = None,
 ) -> None:
     """Write one self-contained HTML page about a run or a sweep, and its figures as PNG.
 
     Examples:
     - `distbranch report runs/quickstart`
+    - `distbranch report runs/fps-branch-16-2 --against runs/fps-thin-16`
     - `distbranch report runs/sweep-quickstart --out sweep.html`
     """
     from distbranch.report.sweep_files import is_sweep
@@ -127,10 +132,18 @@ def report(
     # A sweep's folder holds runs; its page compares them.
     folder = run_folder(run)
     if is_sweep(folder):
-        from distbranch.report.sweep_page import report_sweep as write_report
-    else:
-        from distbranch.report.page import report_run as write_report
-    print_plain(write_report(folder, out))
+        if against is not None:
+            raise UsageError(
+                f"--against is for the page of one run, and {run} is a sweep: leave it out."
+            )
+        from distbranch.report.sweep_page import report_sweep
+
+        print_plain(report_sweep(folder, out))
+        return
+    from distbranch.report.page import report_run
+
+    thin = None if against is None else run_folder(against)
+    print_plain(report_run(folder, out, thin))
 
 
 def doctor(

@@ -258,8 +258,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
-        near = sorted(map(str, path.parent.glob("*.yaml"))) or list_packaged()
-        hint = f" There are: {', '.join(near)}."
+        near = sorted(map(str, path.parent.glob("*.yaml")))
+        near += difflib.get_close_matches(path.stem, list_packaged())
+        hint = f" There are: {', '.join(near or list_packaged())}."
         if "=" in path.name:
             hint = " Give a config file before the keys that it is to be read with."
         raise UsageError(f"The config file {path} does not exist.{hint}") from None
