@@ -54,11 +54,10 @@ class RunFiles:
     @property
     def began(self) -> datetime | None:
         """When training began; None where TensorBoard's files, which have it in their names, are gone."""
-        names = sorted(file.name for file in self.directory.glob("tensorboard/events.*"))
-        seconds = [name.split(".")[3] for name in names]
-        if not seconds or not seconds[0].isdigit():
-            return None
-        return datetime.fromtimestamp(int(seconds[0]), UTC)
+        # one of zero seconds stands for the shared beginning of a sweep's trials, or for a scout
+        files = self.directory.glob("tensorboard/events.out.tfevents.[1-9]*")
+        seconds = min((int(file.name.split(".")[3]) for file in files), default=None)
+        return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
 
     def select_lines(self, kind: str) -> list[Json]:
         """The lines of metrics.jsonl of one kind, by iteration."""

@@ -163,7 +163,8 @@ def test_the_page_says_when_and_where_a_run_began_and_how_to_repeat_it(
     run = make_run(tmp_path / "run", tasks=list("abcdef"), counts=())
     (run / "environment.json").write_text('{"host": "node7", "commit": "12da64d"}')
     (run / "tensorboard").mkdir()
-    (run / "tensorboard" / "events.out.tfevents.1700000000.node7.1.0").touch()
+    for name in ("0000000000.beginning.0", "1700000000.node7.1.0", "1700009999.node8.1.0"):
+        (run / "tensorboard" / f"events.out.tfevents.{name}").touch()
     text = " ".join(render_run(read_run(run), {}).split())
     assert "Begun 2023-11-14 22:13 UTC on node7, commit 12da64d." in text
     assert f"distbranch train {run}/config.yaml run.name=again" in text
