@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from distbranch.cli.bench import bench_app
 from distbranch.cli.data import data_app
 from distbranch.cli.experiment import compare, experiment_app
+from distbranch.cli.init import init
 from distbranch.cli.predict import predict
 from distbranch.cli.runs import cancel, doctor, evaluate, export, logs, report, status, train
 from distbranch.cli.submit import submit_app
@@ -57,6 +58,7 @@ app = typer.Typer(
 )
 # In the order of the help text: from training to looking at what came of it.
 for command in (
+    init,
     train,
     sweep,
     compare,

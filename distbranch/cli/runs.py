@@ -26,7 +26,9 @@ if TYPE_CHECKING:  # loads torch
 
 
 def train(
-    config: Annotated[Path | None, Argument(help="A YAML file, see configs/.")] = None,
+    config: Annotated[
+        Path | None, Argument(help="A YAML file, or a config of the package by its name.")
+    ] = None,
     overrides: Overrides = None,
     fresh: Annotated[
         bool, Option("--fresh", help="Start over in a new directory if the run exists.")
@@ -63,7 +65,9 @@ def train(
         # Of `--help-config optim` typer takes the word for the config file.
         return _show_keys("" if config is None else str(config))
     if config is None:
-        raise UsageError("Give a config file, such as configs/quickstart.yaml, or --help-config.")
+        raise UsageError(
+            "Give a config file, or a config of the package such as quickstart, or --help-config."
+        )
     resolved = load_config(config, overrides or [])
     if dry_run:
         from distbranch.launch.dry_run import plan_run
@@ -111,11 +115,16 @@ def report(
     out: Annotated[
         Path | None, Option(help="The file of the page; report.html in the run directory if empty.")
     ] = None,
+    against: Annotated[
+        str | None,
+        Option(help="A thin run, for the gain of every task over it; the run's scout if empty."),
+    ] = None,
 ) -> None:
     """Write one self-contained HTML page about a run or a sweep, and its figures as PNG.
 
     Examples:
     - `distbranch report runs/quickstart`
+    - `distbranch report runs/fps-branch-16-2 --against runs/fps-thin-16`
     - `distbranch report runs/sweep-quickstart --out sweep.html`
     """
     from distbranch.report.sweep_files import is_sweep
@@ -123,10 +132,18 @@ def report(
     # A sweep's folder holds runs; its page compares them.
     folder = run_folder(run)
     if is_sweep(folder):
-        from distbranch.report.sweep_page import report_sweep as write_report
-    else:
-        from distbranch.report.page import report_run as write_report
-    print_plain(write_report(folder, out))
+        if against is not None:
+            raise UsageError(
+                f"--against is for the page of one run, and {run} is a sweep: leave it out."
+            )
+        from distbranch.report.sweep_page import report_sweep
+
+        print_plain(report_sweep(folder, out))
+        return
+    from distbranch.report.page import report_run
+
+    thin = None if against is None else run_folder(against)
+    print_plain(report_run(folder, out, thin))
 
 
 def doctor(

@@ -39,7 +39,9 @@ def sweep(
     from distbranch.report.progress import SweepDisplay
     from distbranch.sweep.run import run_sweep
 
-    rows = run_sweep(loaded, SweepDisplay(console))
+    # of ASCII, as for a run: trials may take hours between two lines
+    with console.status("trials run", spinner="line"):
+        rows = run_sweep(loaded, SweepDisplay(console))
     statuses = [row["status"] for row in rows]
     if "finished" in statuses:
         console.print()

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from distbranch.config.network import Section
+from distbranch.config.packaged import find_config, list_packaged
 from distbranch.config.paths import expand_places
 from distbranch.config.sections import KEYS_FREE_TO_CHANGE, Config
 from distbranch.config.unread import keys_without_effect
@@ -128,6 +129,7 @@ def read_with_bases(file: Path) -> list[tuple[Path, dict[str, Any]]]:
         UsageError: as for `read_run_values`.
     """
     chain: list[tuple[Path, dict[str, Any]]] = []
+    file = find_config(file)
     while True:
         values = read_yaml(file)
         if found := sorted(KEYS_OF_SWEEPS & values.keys()):
@@ -171,9 +173,13 @@ def _as_list(value: Any) -> list[Any]:
 def resolve_base(file: str, folder: Path) -> Path:
     """The config file that a `base` names, relative to the folder of the file that names it."""
     try:
-        return folder.joinpath(expand_places(file)).resolve()
+        named = Path(expand_places(file))
     except UsageError as error:
         raise UsageError(f"base: {error}.") from None
+    beside = folder.joinpath(named)
+    if not beside.is_file():
+        beside = folder.joinpath(find_config(named))
+    return beside.resolve()
 
 
 def differences(old: Config, new: Config) -> list[str]:
@@ -253,7 +259,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         near = sorted(map(str, path.parent.glob("*.yaml")))
-        hint = f" There are: {', '.join(near)}." if near else ""
+        near += difflib.get_close_matches(path.stem, list_packaged())
+        hint = f" There are: {', '.join(near or list_packaged())}."
         if "=" in path.name:
             hint = " Give a config file before the keys that it is to be read with."
         raise UsageError(f"The config file {path} does not exist.{hint}") from None

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from distbranch.config.network import Section
+from distbranch.config.packaged import find_config
 from distbranch.config.paths import expand_places, is_remote
 from distbranch.config.reading import (
     MORE_PLUGINS,
@@ -280,7 +281,7 @@ def load_sweep(path: Path | str, overrides: Sequence[str] = ()) -> SweepConfig:
     Raises:
         UsageError: an absent or unreadable file, an unknown key (with the nearest ones), a value out of range.
     """
-    file = Path(path)
+    file = find_config(Path(path))
     values = read_yaml(file)
     # Told apart by keys of their own, for a `base` may stand in both.
     own = SweepConfig.model_fields.keys() - {"base"}

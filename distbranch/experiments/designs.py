@@ -10,6 +10,7 @@ from pandas import DataFrame
 
 from distbranch.config import Config, load_config
 from distbranch.config.network import KEYS_OF_BEGINNINGS
+from distbranch.config.packaged import find_config
 from distbranch.config.reading import differences, parse_override
 from distbranch.config.sweep import Setting, SweepConfig
 from distbranch.engine.run_directory import RunDirectory
@@ -180,7 +181,7 @@ def make_file_variants(configs: Sequence[Path]) -> Variants:
     names = [path.stem for path in configs]
     if len(set(names)) < len(names):
         raise UsageError(f"The config files should have different names, found {', '.join(names)}.")
-    return {path.stem: {"base": str(path.absolute())} for path in configs}
+    return {path.stem: {"base": str(find_config(path).absolute())} for path in configs}
 
 
 # ---- does a pretrained beginning help?

@@ -43,6 +43,7 @@ KINDS = {
 }
 MOST_NAMES = 120  # beside a matrix; those of more tasks would be too small to read
 MOST_WEIGHTS = 10  # of losses, each in a hue of its own
+WIDTH = 6.2  # inches of a figure that half a screen and a telephone have room for
 MANY_POINTS = 30  # a curve of more points is noise beneath its running mean
 # Below 0.5 two tasks are difficult at different times, above together; white is independence.
 AFFINITY_MAP = LinearSegmentedColormap.from_list(
@@ -68,8 +69,9 @@ def draw_affinity(
     side = float(np.clip(0.135 * len(order), 2.6, 9.0))
     # points, so that lines of names do not touch
     font = min(8.5, 55 * side / len(order))
-    figure = make_figure(len(affinities) * (side + 1.9), side + 1.7)
-    panels = figure.subplots(1, len(affinities), squeeze=False)[0]
+    # below each other, so that names are read on a narrow screen too
+    figure = make_figure(side + 1.9, len(affinities) * (side + 1.7))
+    panels = figure.subplots(len(affinities), 1, squeeze=False)[:, 0]
     for axes, (kind, affinity) in zip(panels, affinities.items(), strict=True):
         draw_matrix(axes, affinity[np.ix_(order, order)], groups)
         ticks = range(len(names)) if len(names) <= MOST_NAMES else []
@@ -111,10 +113,9 @@ def draw_matrix(axes: Axes, affinity: np.ndarray, groups: Branches) -> None:
 @in_style
 def draw_costs(decisions: Sequence[Json]) -> Figure:
     """The cost of every number of branches d, per decision; total, its separation part, and the d that was chosen."""
-    num_columns = min(4, len(decisions))
+    num_columns = min(2, len(decisions))
     num_rows = math.ceil(len(decisions) / num_columns)
-    # the legend needs 4.2 inches
-    figure = make_figure(max(3.1 * num_columns, 4.2), 2.35 * num_rows + 0.35)
+    figure = make_figure(WIDTH, 1.9 * num_rows + 0.35)
     for number, decision in enumerate(decisions, start=1):
         axes = figure.add_subplot(num_rows, num_columns, number)
         _draw_cost_panel(axes, decision)
@@ -160,32 +161,67 @@ def _draw_cost_panel(axes: Axes, decision: Json) -> None:
 
 @in_style
 def draw_curves(training: Sequence[Json], evaluations: Sequence[Json], marks: Marks = ()) -> Figure:
-    """Loss, learning rate, weights of losses that change, and, if there are several, evaluations over the iterations."""
-    dense = list_dense_metrics()
+    """Loss, learning rate, and weights of losses that change, over the iterations."""
     losses = {"training": read_series(training, "loss")}
-    panels = {
-        "loss": losses,
-        "learning rate": {"": read_series(training, "learning_rate")},
-    }
+    for split in sorted({line["split"] for line in evaluations}):
+        curve = read_series([line for line in evaluations if line["split"] == split], "loss")
+        if len(curve) > 1:
+            losses[split] = curve
+    panels = {"loss": losses, "learning rate": {"": read_series(training, "learning_rate")}}
     weights = _read_changing_weights(training)
     if weights:
         panels["weights of losses"] = weights
-    by_unit: dict[str, dict[str, pandas.Series]] = {"%": {}, "": {}}
-    for split in sorted({line["split"] for line in evaluations}):
-        lines = [line for line in evaluations if line["split"] == split]
-        losses[split] = read_series(lines, "loss")
-        means = [{"iteration": line["iteration"], **(line.get("mean") or {})} for line in lines]
-        for key, metric in list_metrics().items():
-            curve = read_series(means, key)
-            # one evaluation alone is no curve: tables tell it; dense tasks have many metrics that go the same way
-            if len(curve) < 2 or (key in dense and not metric.is_drawn):
-                continue
-            scale = 100 if metric.unit == "%" else 1
-            by_unit.setdefault(metric.unit, {})[f"{metric.title}, {split}"] = scale * curve
-    for unit, curves in by_unit.items():
-        if curves:
-            panels[f"mean over tasks, {unit}" if unit else "mean over numbers"] = curves
     return _draw_panels(panels, marks)
+
+
+def list_score_curves(evaluations: Sequence[Json]) -> dict[str, pandas.Series]:
+    """The mean over tasks on val by metric and iteration, of metrics that have several values; shares in per cent."""
+    lines = [line for line in evaluations if line["split"] == "val"]
+    means = [{"iteration": line["iteration"], **(line.get("mean") or {})} for line in lines]
+    dense = list_dense_metrics()
+    curves = {}
+    for key, metric in list_metrics().items():
+        curve = read_series(means, key)
+        # one evaluation alone is no curve: tables tell it; dense tasks have many metrics that go the same way
+        if len(curve) > 1 and (key not in dense or metric.is_drawn):
+            curves[key] = 100 * curve if metric.unit == "%" else curve
+    return curves
+
+
+@in_style
+def draw_scores(
+    curves: Mapping[str, pandas.Series],
+    thin: Mapping[str, pandas.Series],
+    marks: Marks = (),
+    *,
+    thin_name: str = "",
+) -> Figure:
+    """A panel per metric, each on an axis of its own: the mean over tasks on val, and dashed that of a thin network."""
+    num_columns = min(2, len(curves))
+    num_rows = math.ceil(len(curves) / num_columns)
+    figure = make_figure(WIDTH, 1.8 * num_rows + 0.3)
+    for number, (key, curve) in enumerate(curves.items(), start=1):
+        axes = figure.add_subplot(num_rows, num_columns, number)
+        draw_smoothed(axes, curve, BLUE, "this run")
+        if key in thin:
+            axes.plot(thin[key], "--", color=MUTED, linewidth=1.4, label=format_name(thin_name))
+        for iteration, _ in marks:
+            axes.axvline(iteration, color=GRID, linewidth=0.9, linestyle=":", zorder=0)
+        axes.set_title(describe_metric(key))
+        add_grid(axes)
+    if thin:
+        figure.legend(
+            *figure.axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=2
+        )
+    return figure
+
+
+def describe_metric(key: str) -> str:
+    """The title of a metric with its unit, and whether less is better."""
+    metric = list_metrics()[key]
+    unit = f", {metric.unit}" if metric.unit == "%" else ""
+    worse = " (less is better)" if metric.lower_is_better else ""
+    return f"{metric.title}{unit}{worse}"
 
 
 def _read_changing_weights(training: Sequence[Json]) -> dict[str, pandas.Series]:
@@ -221,7 +257,7 @@ def list_marks(decisions: Sequence[Json], resumed: Sequence[Json]) -> Marks:
 
 def _draw_panels(panels: Mapping[str, Mapping[str, pandas.Series]], marks: Marks) -> Figure:
     """A panel per unit {what its axis shows: {name of a curve: values by iteration}}, marks named above the first one."""
-    figure = make_figure(12, 2 * len(panels) + 0.6)
+    figure = make_figure(WIDTH, 1.6 * len(panels) + 0.6)
     for axes, (unit, curves) in zip(
         figure.subplots(len(panels), 1, sharex=True), panels.items(), strict=True
     ):
@@ -230,9 +266,8 @@ def _draw_panels(panels: Mapping[str, Mapping[str, pandas.Series]], marks: Marks
         for iteration, _ in marks:
             axes.axvline(iteration, color=MUTED, linewidth=0.9, linestyle=":", zorder=0)
         axes.set_ylabel(unit)
-        # beside the curves: inside it would cover one of them
         if len(curves) > 1:
-            axes.legend(loc="center left", bbox_to_anchor=(1.005, 0.5))
+            axes.legend(loc="best", ncols=math.ceil(len(curves) / 5))
         add_grid(axes)
     above = figure.axes[0].secondary_xaxis("top")
     above.set_xticks(
@@ -297,32 +332,51 @@ def draw_task_table(scores: Json, groups: Branches, *, title: str = "") -> Figur
 def _draw_metric(
     axes: Axes, key: str, names: Sequence[str], scores: Json, colours: Sequence[str]
 ) -> None:
-    """A bar per task: shares in %, of what is no share the longest is the largest."""
+    """A mark per task between the worst and the best of them, and its value."""
     metric = list_metrics()[key]
     values = [scores["tasks"][name].get(key) for name in names]
     units = scores.get("units", {})
-    texts = [
-        format_value(key, value, unit=units.get(name, ""))
-        for name, value in zip(names, values, strict=True)
-    ]
-    lengths = measure_bars(key, values)
-    draw_bars(axes, names, [100 * (length or 0.0) for length in lengths], colours)
-    axes.bar_label(axes.containers[0], texts, padding=4)  # type: ignore[arg-type]
+    rows = range(len(names))
+    for row, name, value, place in zip(rows, names, values, place_marks(key, values), strict=True):
+        text = format_value(key, value, unit=units.get(name, ""))
+        axes.text(1.06, row, text, va="center", fontsize=8)
+        if place is not None:
+            axes.plot((0, 1), (row, row), color=GRID, linewidth=3, solid_capstyle="round", zorder=1)
+            axes.plot(place, row, "o", color=colours[row], markersize=6, zorder=2)
+    axes.set_yticks(rows, map(format_name, names))
     worse = "\n(less is better)" if metric.lower_is_better else ""
-    # room for the numbers behind the longest bars
-    axes.set(xlim=(0, 115), xticks=[], title=f"{metric.title}{worse}")
+    # room for the numbers
+    axes.set(
+        xlim=(-0.03, 1.3), ylim=(len(names) - 0.4, -0.6), xticks=[], title=f"{metric.title}{worse}"
+    )
     hide_frame(axes)
 
 
-def measure_bars(key: str, values: Sequence[float | None]) -> Sequence[float | None]:
-    """How long the bars of a metric are, in 0..1; errors in units of their own have none, for they cannot be compared."""
+def place_marks(
+    key: str, values: Sequence[float | None], also: Sequence[float | None] = ()
+) -> list[float | None]:
+    """Where values of a metric lie between the smallest (0) and the largest (1) of all that are shown, those of `also` too.
+
+    Shares are placed by the logarithm of their odds, which parts 99.0 from 99.5 % as far as 80 from 89. None: unknown, or with
+    nothing to be compared with.
+    """
     metric = list_metrics()[key]
-    if metric.unit == UNIT_OF_TASK:
+    places = np.array(values, dtype=float)
+    known = np.array([*values, *also], dtype=float)
+    if metric.unit == "%":
+        places, known = _take_log_odds(places), _take_log_odds(known)
+    known = known[np.isfinite(known)]
+    # errors in units of their own cannot be compared
+    if metric.unit == UNIT_OF_TASK or len(known) < 2 or np.ptp(known) == 0:
         return [None] * len(values)
-    longest = 1.0
-    if metric.lower_is_better:
-        longest = max([value for value in values if value is not None], default=1.0) or 1.0
-    return [min(1.0, max(0.0, (value or 0.0) / longest)) for value in values]
+    places = (places - known.min()) / np.ptp(known)
+    return [float(place) if np.isfinite(place) else None for place in places]
+
+
+def _take_log_odds(shares: np.ndarray) -> np.ndarray:
+    # what is all right or all wrong lies at the end of the axis and not beyond it
+    clipped = np.clip(shares, 0.001, 0.999)
+    return np.asarray(np.log(clipped / (1 - clipped)))
 
 
 def list_task_metrics(scores: Json) -> list[list[str]]:

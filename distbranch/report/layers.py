@@ -14,15 +14,17 @@ Branches = tuple[tuple[str, ...], ...]
 MOST_COLUMNS = (
     20  # layers side by side in a picture; VGG-16 has 15, and models of timm up to 50 units
 )
+MOST_GROUPS = 20  # of which each has a strand of its own; more would not fit a screen
 LETTERS = 13  # of a line of a layer's name in a narrow column
 
 
 @dataclass(frozen=True)
 class LayerBranches:
-    """One layer: its name and the tasks of each of its branches."""
+    """One layer: its name, the tasks of each of its branches, and those that a policy leads past it."""
 
     name: str
     branches: Branches
+    skipped: frozenset[str] = frozenset()
 
 
 Run = tuple[LayerBranches, ...]  # consecutive layers with the same branching, drawn as one column
@@ -34,6 +36,17 @@ def list_layers(tree: Mapping[str, Any]) -> tuple[LayerBranches, ...]:
         LayerBranches(layer["name"], tuple(map(tuple, layer["branches"])))
         for layer in tree["layers"]
     )
+
+
+def mark_skipped(
+    layers: Sequence[LayerBranches], policy: Mapping[str, Any]
+) -> tuple[LayerBranches, ...]:
+    """The layers with the tasks that skip them, by the content of `policy.json`."""
+    skipped = {}
+    for block, decisions in zip(policy["blocks"], zip(*policy["policy"], strict=True), strict=True):
+        pairs = zip(policy["tasks"], decisions, strict=True)
+        skipped[block] = frozenset(task for task, executes in pairs if not executes)
+    return tuple(replace(layer, skipped=skipped.get(layer.name, frozenset())) for layer in layers)
 
 
 def grow_layers(
@@ -74,6 +87,27 @@ def shorten_trunk(layers: Sequence[LayerBranches], num_shared: int) -> tuple[Lay
     shared = tuple(layers[:num_shared])
     trunk = replace(shared[0], name=f"{shared[0].name} … {shared[-1].name}")
     return (trunk, *layers[num_shared:])
+
+
+def fold_single_tasks(layers: Sequence[LayerBranches]) -> tuple[LayerBranches, ...]:
+    """Of a tree with many groups: tasks that are alone from the same layer on, out of the same branch, as if they were one."""
+    if not layers or len(layers[-1].branches) <= MOST_GROUPS:
+        return tuple(layers)
+    folded: dict[tuple[int, int], list[str]] = {}
+    for (task,) in [branch for branch in layers[-1].branches if len(branch) == 1]:
+        alone = [len(layer.branches[find_branch(layer.branches, task)]) == 1 for layer in layers]
+        depth = alone.index(True)
+        below = find_branch(layers[depth - 1].branches, task) if depth else 0
+        folded.setdefault((depth, below), []).append(task)
+    place = {task: key for key, tasks in folded.items() for task in tasks}
+
+    shown = []
+    for layer in layers:
+        singles = {branch for branch in layer.branches if len(branch) == 1}
+        kept = [branch for branch in layer.branches if branch not in singles]
+        there = dict.fromkeys(place[task] for (task,) in singles)
+        shown.append(replace(layer, branches=(*kept, *(tuple(folded[key]) for key in there))))
+    return tuple(shown)
 
 
 def wrap_layer_name(name: str) -> str:

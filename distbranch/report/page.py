@@ -43,11 +43,17 @@ from distbranch.report.figure_style import (
     group_colour,
     render_in_style,
 )
-from distbranch.report.figures import list_task_metrics, list_tasks_with, measure_bars
+from distbranch.report.figures import list_task_metrics, list_tasks_with, place_marks
 from distbranch.report.layers import format_name, group_numbers, list_top_groups, name_decision
-from distbranch.report.pictures import choose_shown_split, describe_picture, list_pictures
-from distbranch.report.run_files import RunFiles, read_run
+from distbranch.report.pictures import describe_picture, list_pictures
+from distbranch.report.run_files import (
+    RunFiles,
+    choose_shown_split,
+    read_run,
+    read_thin,
+)
 
+SMALLEST = 0.6  # of its size to which a narrow page shrinks a figure; smaller letters are not read, so it is moved instead
 VARIABLES = {
     INK: "var(--ink)",
     MUTED: "var(--muted)",
@@ -55,21 +61,30 @@ VARIABLES = {
     PAPER: "var(--paper)",
 }
 CHIP = Markup('<span class="chip" style="background:{};color:{}">{}</span>')
-BAR = Markup('<span class="rail"><i style="width:{}%;background:{}"></i></span>{}')
+MARK = Markup('<i class="{}" style="left:{:.1f}%;color:{}"></i>')
+RAIL = Markup('<span class="rail"><span>{}</span></span>{}')
 
 
-def report_run(run_directory: Path | str, out: Path | str | None = None) -> Path:
+def report_run(
+    run_directory: Path | str, out: Path | str | None = None, against: Path | str | None = None
+) -> Path:
     """Write the page (by default RUN/report.html) and its figures (report/*.png beside it); returns the page's path.
+
+    Args:
+        run_directory: the run.
+        out: the file of the page.
+        against: the directory of a thin run, over which every task has its gain; the run's scout if it has one.
 
     Raises:
         UserError: no run directory, a damaged file in it, or a place that cannot be written.
     """
     run = read_run(run_directory)
+    thin = read_thin(run, against)
     page = Path(out) if out is not None else run.directory / "report.html"
     # all, before a file of an earlier report is replaced
-    drawn = {name: draw() for name, draw in list_pictures(run).items()}
+    drawn = {name: draw() for name, draw in list_pictures(run, thin).items()}
     files = {page.parent / "report" / f"{name}.png": figure for name, figure in drawn.items()}
-    write_page(page, files, lambda: render_run(run, drawn))
+    write_page(page, files, lambda: render_run(run, drawn, thin))
     return page
 
 
@@ -88,11 +103,12 @@ def write_page(page: Path, figures: Mapping[Path, Figure], render: Callable[[], 
         ) from None
 
 
-def render_run(run: RunFiles, drawn: Mapping[str, Figure]) -> str:
-    """The page of a run with these figures."""
+def render_run(run: RunFiles, drawn: Mapping[str, Figure], thin: RunFiles | None = None) -> str:
+    """The page of a run with these figures, compared with a thin one."""
     numbers = group_numbers(list_top_groups(run.layers))
     split = choose_shown_split(run)
     scores = run.get_scores().get(split, {"tasks": {}, "mean": {}})
+    thin_rows = thin.get_rows(split) if thin else {}
     means = _list_means(run)
     texts = {name: describe_picture(name) for name in drawn}
     model = run.config.get("model", {})
@@ -111,7 +127,8 @@ def render_run(run: RunFiles, drawn: Mapping[str, Figure]) -> str:
         last_iteration=max((line["iteration"] for line in run.metrics), default=0),
         pictures={name: draw_svg(figure, texts[name][0]) for name, figure in drawn.items()},
         texts=texts,
-        tasks=_tabulate_tasks(scores, numbers),
+        tasks=_tabulate_tasks(scores, numbers, thin_rows),
+        gains=_describe_gains(scores, thin_rows, thin.name) if thin else "",
         means=tabulate_scores(list(means), list(means.values()), head="split"),
         means_note=f"{describe_units(select_metrics(list(means.values())))}.".capitalize(),
         classes=_tabulate_classes(scores),
@@ -163,7 +180,7 @@ def draw_svg(figure: Figure, label: str) -> Markup:
         rest = rest.replace(colour, variable)
     width = re.findall(r'width="([\d.]+pt)"', rest)[0]
     return Markup(
-        f'{start}role="img" aria-label="{html.escape(label)}" style="max-width: {width}" {rest}'
+        f'{start}role="img" aria-label="{html.escape(label)}" style="max-width: {width}; min-width: calc({SMALLEST} * {width})" {rest}'
     )
 
 
@@ -171,18 +188,18 @@ def draw_svg(figure: Figure, label: str) -> Markup:
 
 
 def _tabulate_tasks(
-    scores: Mapping[str, Any], numbers: Mapping[str, int]
+    scores: Mapping[str, Any], numbers: Mapping[str, int], thin: Mapping[str, Any]
 ) -> list[tuple[pandas.DataFrame, int]]:
     """A row per task, best first, then one per exclusive set (the arg-max over its tasks); numbers in a table of their own.
 
-    With each table how many of its columns are to the left.
+    With each table how many of its columns are to the left. `thin` has the rows of another run.
     """
     exclusive = {f"{name} (arg-max)": row for name, row in scores.get("exclusive", {}).items()}
     tables = []
     for keys in list_task_metrics(scores):
         rows = {name: scores["tasks"][name] for name in list_tasks_with(scores, keys)}
         rows |= {name: row for name, row in exclusive.items() if set(keys) & set(row)}
-        cells = _tabulate_metrics(rows, keys, numbers, scores.get("units", {}))
+        cells = _tabulate_metrics(rows, keys, numbers, scores.get("units", {}), thin)
         tables.append((cells, 2 + len(keys)))
     return tables
 
@@ -192,25 +209,73 @@ def _tabulate_metrics(
     keys: Sequence[str],
     numbers: Mapping[str, int],
     units: Mapping[str, str],
+    thin: Mapping[str, Mapping[str, Any]],
 ) -> pandas.DataFrame:
-    """The metrics of the rows in the order of `keys`, each with a bar in the colour of its group."""
+    """The metrics of the rows in the order of `keys`, each with a mark in the colour of its group and a hollow one of the thin run."""
     colours = [_choose_colour(name, numbers) for name in rows]
     columns: dict[str, list[Any]] = {"task": list(map(format_name, rows))}
     columns["group"] = [draw_chip(numbers[name]) if name in numbers else "" for name in rows]
     for key in keys:
         values = [row.get(key) for row in rows.values()]
+        before = [thin.get(name, {}).get(key) for name in rows]
         texts = [
             format_value(key, value, unit=units.get(name, ""))
             for name, value in zip(rows, values, strict=True)
         ]
-        bars = zip(texts, measure_bars(key, values), colours, strict=True)
-        columns[make_head(key)] = [_draw_rail(*bar) for bar in bars]
+        places = place_marks(key, values, before)
+        thin_places = place_marks(key, before, values)
+        cells = zip(texts, places, colours, thin_places, strict=True)
+        columns[make_head(key)] = [_draw_rail(*cell) for cell in cells]
+    if key := _choose_gain(keys, thin):
+        gains = _measure_gains(key, rows, thin)
+        columns["gain"] = [_format_gain(key, gains.get(name)) for name in rows]
     for count, head in (("num_positive", "positives"), ("num_labelled", "labelled")):
         found = [row.get(count) for row in rows.values()]
         if any(number is not None for number in found):
             columns[head] = [format_amount(number) for number in found]
     # as objects: a column of texts would make plain ones of Markup
     return pandas.DataFrame(columns, dtype=object)
+
+
+def _choose_gain(keys: Sequence[str], thin: Mapping[str, Mapping[str, Any]]) -> str:
+    """The metric whose gain over the thin run is shown: average precision, else the first that both have; empty without one."""
+    known = [key for key in keys if any(key in row for row in thin.values())]
+    return min(known, key=lambda key: key != "average_precision", default="")
+
+
+def _measure_gains(
+    key: str, rows: Mapping[str, Mapping[str, Any]], thin: Mapping[str, Mapping[str, Any]]
+) -> dict[str, float]:
+    """By how much each task is better than in the thin run, where both are known."""
+    sign = -1 if list_metrics()[key].lower_is_better else 1
+    gains = {}
+    for name, row in rows.items():
+        now, before = row.get(key), thin.get(name, {}).get(key)
+        if now is not None and before is not None:
+            gains[name] = sign * (now - before)
+    return gains
+
+
+def _format_gain(key: str, gain: float | None) -> str:
+    if gain is None:
+        return UNDEFINED
+    if list_metrics()[key].unit == "%":
+        return f"{round(100 * gain, 1) + 0.0:+.1f}"  # a gain of -0.0 is none
+    return f"{gain:+.3g}"
+
+
+def _describe_gains(scores: Mapping[str, Any], thin: Mapping[str, Any], name: str) -> str:
+    """One sentence per table of tasks: what the gain is of, on how many tasks there is one, and its mean."""
+    said = []
+    for keys in list_task_metrics(scores):
+        if key := _choose_gain(keys, thin):
+            gains = list(_measure_gains(key, scores["tasks"], thin).values())
+            better = sum(gain > 0 for gain in gains)
+            said.append(
+                f"Gain: {list_metrics()[key].in_words} less that of {name} (hollow marks); better on {better} of {len(gains)} tasks, "
+                f"{_format_gain(key, sum(gains) / max(1, len(gains)))} in the mean."
+            )
+    return " ".join(said)
 
 
 def _tabulate_classes(scores: Mapping[str, Any]) -> dict[str, pandas.DataFrame]:
@@ -225,8 +290,13 @@ def _tabulate_classes(scores: Mapping[str, Any]) -> dict[str, pandas.DataFrame]:
         if ious:
             order = sorted(ious, key=lambda name: -1 if ious[name] is None else ious[name])
             names = order[::-1]
-            bars = [_draw_rail(format_percent(ious[name]), ious[name], BLUE) for name in names]
-            cells = {"class": list(map(format_name, names)), "IoU %": bars}
+            values = [ious[name] for name in names]
+            places = place_marks("miou", values)
+            marks = [
+                _draw_rail(format_percent(value), place, BLUE)
+                for value, place in zip(values, places, strict=True)
+            ]
+            cells = {"class": list(map(format_name, names)), "IoU %": marks}
             tables[task] = pandas.DataFrame(cells, dtype=object)
     return tables
 
@@ -237,11 +307,14 @@ def _choose_colour(name: str, numbers: Mapping[str, int]) -> str:
     return MUTED if name.endswith("(arg-max)") else BLUE
 
 
-def _draw_rail(text: str, length: float | None, colour: str) -> str:
-    """A value with its bar; what is unknown, or in a unit of its own, has none."""
-    if text == UNDEFINED or length is None:
+def _draw_rail(text: str, place: float | None, colour: str, thin: float | None = None) -> str:
+    """A value with its mark on a line, and a hollow mark of the thin run; what is unknown, or in a unit of its own, has none."""
+    if text == UNDEFINED or place is None:
         return text
-    return BAR.format(f"{100 * length:.1f}", colour, text)
+    marks = MARK.format("", 100 * place, colour)
+    if thin is not None:
+        marks = MARK.format("thin", 100 * thin, colour) + marks
+    return RAIL.format(marks, text)
 
 
 def draw_chip(number: int) -> Markup:
@@ -263,6 +336,7 @@ def _list_means(run: RunFiles) -> dict[str, Mapping[str, Any]]:
 def _tabulate_decisions(run: RunFiles, numbers: Mapping[str, int]) -> pandas.DataFrame:
     """Every decision, with the groups and the tasks of every branch in the order of the groups."""
     rows = []
+    shown_before: Markup | None = None
     for decision in run.decisions:
         branches = []
         for tasks in decision["tasks"]:
@@ -270,7 +344,9 @@ def _tabulate_decisions(run: RunFiles, numbers: Mapping[str, int]) -> pandas.Dat
             branches.append((groups, ", ".join(map(format_name, tasks))))
         shown = Markup("all tasks")
         if len(branches) > 1:
-            shown = Markup("").join(_draw_branch(*branch) for branch in sorted(branches))
+            shown = Markup(" ").join(_draw_branch(*branch) for branch in sorted(branches))
+        told = Markup("as above") if shown == shown_before else shown
+        shown_before = shown
         rows.append(
             {
                 "round": decision["round"],
@@ -279,7 +355,7 @@ def _tabulate_decisions(run: RunFiles, numbers: Mapping[str, int]) -> pandas.Dat
                 "branches": decision["num_groups"],
                 "price of one more": f"{_find_price(decision):.4f}",
                 "cost": f"{decision['costs'][str(decision['num_groups'])]:.4f}",
-                "tasks of every branch": shown,
+                "tasks of every branch": told,
             }
         )
     return pandas.DataFrame(rows, dtype=object)
@@ -293,7 +369,7 @@ def _find_price(decision: Mapping[str, Any]) -> float:
 
 def _draw_branch(groups: Sequence[int], tasks: str) -> Markup:
     chips = Markup("").join(map(draw_chip, groups))
-    return Markup("<div>{} {}</div>").format(chips, tasks)
+    return Markup('<span class="branch">{} {}</span>').format(chips, tasks)
 
 
 def format_duration(seconds: float) -> str:

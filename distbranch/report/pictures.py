@@ -9,13 +9,15 @@ from distbranch.report.figures import (
     draw_affinity,
     draw_costs,
     draw_curves,
+    draw_scores,
     draw_task_table,
     draw_throughput,
     list_marks,
+    list_score_curves,
 )
-from distbranch.report.layers import format_name, list_top_groups, name_decision
+from distbranch.report.layers import format_name, list_top_groups, mark_skipped, name_decision
 from distbranch.report.map_figures import draw_maps
-from distbranch.report.run_files import Json, RunFiles, find_task_order
+from distbranch.report.run_files import Json, RunFiles, choose_shown_split, find_task_order
 from distbranch.report.sharing_figures import draw_groups, draw_policy, draw_search
 from distbranch.report.tree_figure import draw_growth, draw_tree
 
@@ -24,7 +26,7 @@ TEXTS = {
     "tree": (
         "The network",
         "Each coloured strand is one group of the top layer on its way from the image to its tasks; a box is one layer of one "
-        "branch.",
+        "branch. With more than twenty groups, tasks that are alone from the same layer on, out of the same branch, are one grey strand.",
     ),
     "policy": (
         "Who executes which block",
@@ -58,11 +60,16 @@ TEXTS = {
         "Training",
         "Every logged step. Dotted lines: decisions, with the layer and its number of branches.",
     ),
+    "scores": (
+        "Scores on val",
+        "Means over tasks at every evaluation, each metric on an axis of its own. Dotted lines: decisions.",
+    ),
     "tasks": (
         "Every task",
         "On test where it was evaluated, best first: classes by average precision, in per cent; numbers by their error in standard "
-        "deviations (less is better), which is comparable, while the mean absolute error is in the unit of each. Colours are those of "
-        "the groups.",
+        "deviations (less is better), which is comparable, while the mean absolute error is in the unit of each. A mark lies between "
+        "the smallest (left) and the largest value of its column; shares are spaced by their odds, so 99.0 and 99.5 are as far apart as "
+        "80 and 89. Colours are those of the groups.",
     ),
     "throughput": (
         "Speed",
@@ -85,15 +92,16 @@ def describe_picture(name: str) -> tuple[str, str]:
     return TEXTS[name]
 
 
-def list_pictures(run: RunFiles) -> dict[str, Callable[[], Figure]]:
-    """The figures that the run has something for, by name and in the order of the page."""
+def list_pictures(run: RunFiles, thin: RunFiles | None = None) -> dict[str, Callable[[], Figure]]:
+    """The figures that the run has something for, by name and in the order of the page; `thin` is a run to compare with."""
     groups = list_top_groups(run.layers)
     decisions = run.decisions
     training = run.select_lines("train")
     marks = list_marks(decisions, run.select_lines("resumed"))
     found: dict[str, Callable[[], Figure]] = {}
     if run.layers:
-        found["tree"] = lambda: draw_tree(run.layers)
+        shown = mark_skipped(run.layers, run.policy) if run.policy else run.layers
+        found["tree"] = lambda: draw_tree(shown)
     if policy := run.policy:
         found["policy"] = lambda: draw_policy(policy)
     if run.policies:
@@ -112,6 +120,10 @@ def list_pictures(run: RunFiles) -> dict[str, Callable[[], Figure]]:
         found["costs"] = lambda: draw_costs(decisions)
     if training:
         found["curves"] = lambda: draw_curves(training, run.select_lines("evaluation"), marks)
+    if scores := list_score_curves(run.select_lines("evaluation")):
+        others = list_score_curves(thin.select_lines("evaluation")) if thin else {}
+        name = thin.name if thin else ""
+        found["scores"] = lambda: draw_scores(scores, others, marks, thin_name=name)
     if split := choose_shown_split(run):
         found["tasks"] = lambda: draw_task_table(
             run.get_scores()[split], groups, title=f"{run.name}: {split}"
@@ -130,12 +142,3 @@ def _choose_shown_decision(run: RunFiles) -> Json:
         if decision["layer"] == len(run.layers) and decision["num_groups"] > 1:
             return decision
     return run.decisions[0]
-
-
-def choose_shown_split(run: RunFiles) -> str:
-    """The split whose tasks are shown: test, else val, else any; empty if nothing was evaluated yet."""
-    known = sorted(split for split, scores in run.get_scores().items() if scores.get("tasks"))
-    for split in ("test", "val", *known):
-        if split in known:
-            return split
-    return ""

@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -50,6 +51,14 @@ class RunFiles:
         """The name of the run."""
         return str(self.config.get("run", {}).get("name") or self.directory.name)
 
+    @property
+    def began(self) -> datetime | None:
+        """When training began; None where TensorBoard's files, which have it in their names, are gone."""
+        # one of zero seconds stands for the shared beginning of a sweep's trials, or for a scout
+        files = self.directory.glob("tensorboard/events.out.tfevents.[1-9]*")
+        seconds = min((int(file.name.split(".")[3]) for file in files), default=None)
+        return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+
     def select_lines(self, kind: str) -> list[Json]:
         """The lines of metrics.jsonl of one kind, by iteration."""
         return [line for line in self.metrics if line["kind"] == kind]
@@ -59,6 +68,10 @@ class RunFiles:
         if self.result is not None and self.result.get("metrics"):
             return dict(self.result["metrics"])
         return {line["split"]: line for line in self.select_lines("evaluation")}
+
+    def get_rows(self, split: str) -> Json:
+        """The metrics of every task on a split; none if it was not evaluated."""
+        return dict(self.get_scores().get(split, {}).get("tasks", {}))
 
     def read_sample_maps(self) -> SampleMaps | None:
         """A few images with the maps of dense tasks; None without one. UserError if the file is damaged."""
@@ -121,6 +134,36 @@ def read_run(run_directory: Path | str) -> RunFiles:
         policy=_read_json(directory / "policy.json"),
         policies=_read_log(directory / "policies.jsonl", "iteration"),
     )
+
+
+def read_thin(run: RunFiles, against: Path | str | None) -> RunFiles | None:
+    """The run that this one is compared with task by task: the one that was given, else its scout; None without one.
+
+    Raises:
+        UserError: the given one was not evaluated on the same split and tasks, or is no run directory.
+    """
+    if against is not None:
+        thin = read_run(against)
+        split = choose_shown_split(run)
+        if not thin.get_rows(split).keys() & run.get_rows(split).keys():
+            raise UserError(
+                f"{against} should be a run that was evaluated on {split or 'a split'} and tasks of {run.directory}, found none of them. "
+                "Give another one with --against."
+            )
+        return thin
+    scout = run.config.get("method", {}).get("scout") or run.directory / "scout"
+    if not (Path(scout) / "result.json").is_file():
+        return None
+    return read_run(scout)
+
+
+def choose_shown_split(run: RunFiles) -> str:
+    """The split whose tasks are shown: test, else val, else any; empty if nothing was evaluated yet."""
+    known = sorted(split for split, scores in run.get_scores().items() if scores.get("tasks"))
+    for split in ("test", "val", *known):
+        if split in known:
+            return split
+    return ""
 
 
 def find_task_order(decisions: Sequence[Mapping[str, Any]]) -> list[str]:

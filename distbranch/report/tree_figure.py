@@ -7,6 +7,7 @@ Lengths are inches, so that text of a known size never overlaps: each group gets
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,9 @@ from matplotlib.patches import Rectangle
 
 from distbranch.report.figure_style import (
     GRID,
+    MUTED,
+    PAPER,
+    blend_colours,
     choose_text_colour,
     draw_box,
     group_colour,
@@ -27,7 +31,9 @@ from distbranch.report.layers import (
     LayerBranches,
     count_trunk,
     find_branch,
+    fold_single_tasks,
     format_name,
+    group_numbers,
     grow_layers,
     list_top_groups,
     name_decision,
@@ -36,29 +42,36 @@ from distbranch.report.layers import (
 
 FONT, SMALL = 9.5, 8.0
 LINE = 0.185  # height of a line of text
-STEP = 0.55  # distance of two layers, in which strands bend
+STEP = 0.44  # distance of two layers between which strands bend
+CLOSE = 0.21  # of two between which they do not; names need it
 WIDEST = 9.0  # of all layers; those of a deep network stand closer together
 BOX = 0.13  # the width of the box of a branch
-LETTERS = 60  # of a line of task names, at most
+LETTERS = 30  # of a line of task names, at most
 SEPARATOR = "  ·  "
+FOLDED = blend_colours(MUTED, PAPER, 0.5)  # of a strand of several groups
 
 
 @in_style
 def draw_tree(layers: Sequence[LayerBranches], *, title: str = "") -> Figure:
     """The grown tree from the image on the left to the task names on the right."""
     layers = shorten_trunk(layers, count_trunk(layers))
+    counts = [len(layer.branches) for layer in layers]
+    numbers = group_numbers(list_top_groups(layers))
+    layers = fold_single_tasks(layers)
     groups = list_top_groups(layers)
+    marks = [_choose_mark(group, numbers) for group in groups]
     texts = [wrap_names(group) for group in groups]
     thick = choose_thickness(groups)
     # every group is as high as its strand or its names need
     lines = np.array(list(map(len, texts)))
     leaves = place_leaves(np.maximum(LINE * lines, thick + 0.05), top=0.1, gap=0.13)
-    x = min(STEP, WIDEST / len(layers)) * np.arange(1, len(layers) + 1)
-    right = x[-1] + 1
+    x = place_layers(layers)
+    right = x[-1] + 0.6
 
     bottom = leaves[-1] + LINE * lines[-1]
     figure, axes = make_canvas(right, bottom)
-    draw_strands(axes, layers, groups, x, leaves, thick, ends=(0, right), box=BOX)
+    colours = [colour for _, colour in marks]
+    draw_strands(axes, layers, groups, x, leaves, thick, colours, ends=(0, right), box=BOX)
     axes.text(
         -0.1,
         (leaves[0] + leaves[-1]) / 2,
@@ -67,12 +80,10 @@ def draw_tree(layers: Sequence[LayerBranches], *, title: str = "") -> Figure:
         ha="right",
         va="center",
     )
-    for layer, place in zip(layers, x, strict=True):
-        count = len(layer.branches)
+    for layer, place, count in zip(layers, x, counts, strict=True):
         name = f"{layer.name} ({count})" if count > 1 else layer.name
         axes.text(place, -0.1, name, fontsize=FONT, rotation=60, rotation_mode="anchor")
-    for number, (text, leaf) in enumerate(zip(texts, leaves, strict=True)):
-        colour = group_colour(number)
+    for (mark, colour), text, leaf in zip(marks, texts, leaves, strict=True):
         disc = {"boxstyle": "circle,pad=0.25", "facecolor": colour, "linewidth": 0}
         style: dict[str, Any] = {
             "color": choose_text_colour(colour),
@@ -80,9 +91,9 @@ def draw_tree(layers: Sequence[LayerBranches], *, title: str = "") -> Figure:
             "va": "center",
             "bbox": disc,
         }
-        axes.text(right, leaf, str(number + 1), fontsize=SMALL, weight="bold", **style)
+        axes.text(right, leaf, mark, fontsize=SMALL, weight="bold", **style)
         axes.text(
-            right + 0.2,
+            right + 0.24,
             leaf,
             "\n".join(text),
             fontsize=FONT,
@@ -98,7 +109,7 @@ def draw_growth(
     layers: Sequence[LayerBranches],
     decisions: Sequence[Mapping[str, Any]],
     *,
-    num_columns: int = 4,
+    num_columns: int = 2,
 ) -> Figure:
     """The tree before the first decision and after each one, layer by layer (figure 2 of the paper).
 
@@ -141,6 +152,7 @@ def draw_growth(
             x,
             leaves,
             thick,
+            list(map(group_colour, range(len(groups)))),
             ends=(left, left + width - 0.3),
             box=0.06,
         )
@@ -154,6 +166,7 @@ def draw_strands(
     x: np.ndarray,
     leaves: np.ndarray,
     thick: np.ndarray,
+    colours: Sequence[str],
     *,
     ends: tuple[float, float],
     box: float,
@@ -167,6 +180,7 @@ def draw_strands(
         x: middle of every layer's boxes [L].
         leaves: height of every group's names [G].
         thick: of every group's strand [G].
+        colours: of every group [G].
         ends: where the strands begin and end.
         box: the width of a box.
     """
@@ -175,20 +189,40 @@ def draw_strands(
     )  # [L, G]
     stops = np.array([ends[0], *x, ends[1]])
     ways = np.vstack([heights[:1], heights, leaves])
-    for number, way in enumerate(ways.T):
-        colour = group_colour(number)
+    for way, colour, inches in zip(ways.T, colours, thick, strict=True):
         axes.plot(
             *_bend_line(stops, way),
             color=colour,
-            linewidth=72 * thick[number],
+            linewidth=72 * inches,
             solid_capstyle="butt",
         )
     for layer, middle, centres in zip(layers, x, heights, strict=True):
         for members in list_members(layer.branches, groups):
+            if groups[members[0]][0] in layer.skipped:
+                continue
             # 0.4 of a box beyond its strands
             top = centres[members[0]] - thick[members[0]] / 2 - 0.4 * box
             bottom = centres[members[-1]] + thick[members[-1]] / 2 + 0.4 * box
             draw_box(axes, middle - box / 2, top, middle + box / 2, bottom, zorder=3)
+
+
+def place_layers(layers: Sequence[LayerBranches]) -> np.ndarray:
+    """The middle of every layer's boxes in inches [L]: far from the layer below where that has other branches."""
+    steps = [
+        STEP if set(below.branches) != set(layer.branches) else CLOSE
+        for below, layer in pairwise(layers)
+    ]
+    x = np.cumsum([CLOSE + BOX, *steps])
+    return np.asarray(x * min(1.0, WIDEST / x[-1]))
+
+
+def _choose_mark(group: Sequence[str], numbers: Mapping[str, int]) -> tuple[str, str]:
+    """What stands at the end of a strand, and its colour: the number of a group, or how many tasks are folded into it."""
+    found = {numbers[task] for task in group}
+    if len(found) > 1:
+        return f"{len(found)}x", FOLDED
+    number = found.pop()
+    return str(number + 1), group_colour(number)
 
 
 def list_members(branches: Branches, groups: Branches) -> list[list[int]]:

@@ -2,6 +2,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas
 from matplotlib.text import Text
 
 from distbranch.report.cost_figures import Spot, draw_company
@@ -16,8 +17,10 @@ from distbranch.report.figures import (
     draw_affinity,
     draw_costs,
     draw_curves,
+    draw_scores,
     draw_task_table,
     draw_throughput,
+    place_marks,
     sort_tasks,
 )
 from distbranch.report.pictures import list_pictures
@@ -101,6 +104,29 @@ def test_weights_of_losses_are_drawn_where_they_change() -> None:
     assert {tuple(line.get_ydata()) for line in panel.lines} == {(1, 2, 3)}
     same = [line | {"loss_weights": {"a": 2.0, "b": 1.0}} for line in lines]
     assert len(draw_curves(same, []).axes) == 2
+
+
+def test_marks_part_shares_near_one_as_far_as_shares_of_equal_odds() -> None:
+    low, high, near, best = place_marks("accuracy", [0.8, 8 / 9, 0.99, 1.98 / 1.99])
+    assert (low, best) == (0.0, 1.0)
+    assert high is not None
+    assert near is not None
+    np.testing.assert_allclose(best - near, high - low, rtol=0.01)
+
+
+def test_marks_of_two_runs_lie_on_one_axis_and_what_is_alone_has_none() -> None:
+    assert place_marks("r2", [0.5, None], [0.0, 1.0]) == [0.5, None]
+    assert place_marks("accuracy", [0.7, None]) == [None, None]
+    assert place_marks("accuracy", [0.7, 0.7]) == [None, None]
+    assert place_marks("accuracy", [0.0, 1.0]) == [0.0, 1.0]
+
+
+def test_the_scores_of_a_thin_run_are_dashed_beside_those_of_the_run() -> None:
+    ours, thin = (pandas.Series([value, value + 1], index=[1, 2]) for value in (60.0, 50.0))
+    figure = draw_scores({"accuracy": ours, "average_precision": ours}, {"accuracy": thin})
+    dashed = [[line for line in axes.lines if line.get_linestyle() == "--"] for axes in figure.axes]
+    assert [list(line.get_ydata()) for line in dashed[0]] == [[50.0, 51.0]]
+    assert dashed[1] == []
 
 
 def test_tasks_are_sorted_by_average_precision_with_the_undefined_last() -> None:

@@ -20,7 +20,7 @@ from distbranch.report.console import (
     make_result_table,
     make_score_table,
 )
-from distbranch.report.figures import draw_curves, draw_task_table, sort_tasks
+from distbranch.report.figures import draw_scores, draw_task_table, list_score_curves, sort_tasks
 from distbranch.report.page import report_run
 from distbranch.tasks import Task
 
@@ -128,11 +128,13 @@ def test_the_task_with_the_largest_error_is_the_last_of_its_table(scores: dict[s
     assert "R2" in titles
 
 
-def test_curves_of_shares_and_of_numbers_have_an_axis_each(scores: dict[str, Any]) -> None:
-    lines = [{"iteration": step, "loss": 1.0, "learning_rate": 0.1} for step in (1, 2)]
-    evaluations = [line | {"split": "val", "mean": scores["mean"]} for line in lines]
-    labels = [axes.get_ylabel() for axes in draw_curves(lines, evaluations).axes]
-    assert labels == ["loss", "learning rate", "mean over tasks, %", "mean over numbers"]
+def test_every_metric_has_a_curve_on_an_axis_of_its_own(scores: dict[str, Any]) -> None:
+    lines = [{"iteration": step, "split": "val", "mean": scores["mean"]} for step in (1, 2)]
+    curves = list_score_curves([*lines, {"iteration": 2, "split": "test", "mean": scores["mean"]}])
+    titles = [axes.get_title(loc="left") for axes in draw_scores(curves, {}).axes]
+    assert titles[:2] == ["Accuracy, %", "Balanced accuracy, %"]
+    assert "R2" in titles
+    assert list_score_curves(lines[:1]) == {}, "one point is no curve"
 
 
 def test_a_table_of_circles_becomes_a_report(tmp_path: Path) -> None:

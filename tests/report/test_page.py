@@ -1,10 +1,12 @@
 import re
+import shutil
 import tomllib
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 from distbranch.engine.run_directory import append_line
 from distbranch.errors import UserError
@@ -12,7 +14,7 @@ from distbranch.report.console import format_size
 from distbranch.report.figure_style import GRID, INK, MUTED, PAPER
 from distbranch.report.page import draw_svg, format_duration, render_run, report_run
 from distbranch.report.pictures import list_pictures
-from distbranch.report.run_files import RunFiles, read_run
+from distbranch.report.run_files import RunFiles, read_run, read_thin
 from distbranch.report.tree_figure import draw_tree
 
 MakeRun = Callable[..., Path]
@@ -61,7 +63,7 @@ def test_the_page_of_a_grown_run_is_whole_and_needs_nothing_from_outside(
     page = report_run(grown_run, tmp_path / "out" / "report.html")
     parser = parsed(page)
     assert parser.sections == [
-        "tree", "growth", "groups", "affinity", "costs", "curves", "tasks", "throughput", "means", "decisions", "settings",
+        "tree", "growth", "groups", "affinity", "costs", "curves", "scores", "tasks", "throughput", "means", "decisions", "settings",
     ]  # fmt: skip
     assert all(address.startswith(("#", "data:")) for address in parser.addresses)
     assert "@import" not in page.read_text(encoding="utf-8")
@@ -73,6 +75,7 @@ def test_the_page_of_a_grown_run_is_whole_and_needs_nothing_from_outside(
         "affinity",
         "costs",
         "curves",
+        "scores",
         "tasks",
         "throughput",
     }
@@ -85,7 +88,8 @@ def test_the_page_of_a_grown_run_is_whole_and_needs_nothing_from_outside(
 def test_a_run_without_decisions_has_a_page_that_says_so(make_run: MakeRun, tmp_path: Path) -> None:
     page = report_run(make_run(tmp_path / "thin", tasks=list("abcdef"), counts=()))
     assert page == tmp_path / "thin" / "report.html"
-    assert parsed(page).sections == ["tree", "curves", "tasks", "throughput", "means", "settings"]
+    sections = ["tree", "curves", "scores", "tasks", "throughput", "means", "settings"]
+    assert parsed(page).sections == sections
     assert "No decision was taken" in page.read_text(encoding="utf-8")
 
 
@@ -120,6 +124,59 @@ def test_a_place_that_cannot_be_written_is_one_sentence(grown_run: Path, tmp_pat
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         report_run(grown_run, tmp_path / "file" / "report.html")
+
+
+def test_every_task_has_its_gain_over_a_thin_run(make_run: MakeRun, tmp_path: Path) -> None:
+    tasks = list("abcdef")
+    folders = [
+        make_run(tmp_path / name, tasks=tasks, counts=(), seed=seed)
+        for seed, name in enumerate(("thin", "grown"))
+    ]
+    thin, run = map(read_run, folders)
+    page = render_run(run, {"tasks": Figure()}, read_thin(run, folders[0]))
+    known = tasks[:-1]  # the last one has no positives, and so no average precision
+    now, before = run.get_rows("test"), thin.get_rows("test")
+    gains = [now[task]["average_precision"] - before[task]["average_precision"] for task in known]
+    better = sum(gain > 0 for gain in gains)
+    assert f"that of thin (hollow marks); better on {better} of 5 tasks" in page
+    assert all(f">{100 * gain:+.1f}</td>" in page for gain in gains)
+
+    # without being told: the scout of a run is its thin network
+    assert read_thin(run, None) is None
+    shutil.copytree(folders[0], folders[1] / "scout")
+    found = read_thin(run, None)
+    assert found is not None
+    assert found.get_rows("test") == before
+
+
+def test_a_run_of_other_tasks_is_nothing_to_be_compared_with(
+    make_run: MakeRun, grown_run: Path, tmp_path: Path
+) -> None:
+    other = make_run(tmp_path / "other", tasks=list("abcdef"), counts=())
+    with pytest.raises(UserError, match=r"should be a run that was evaluated on test and tasks of"):
+        report_run(grown_run, tmp_path / "page.html", against=other)
+
+
+def test_the_page_says_when_and_where_a_run_began_and_how_to_repeat_it(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    run = make_run(tmp_path / "run", tasks=list("abcdef"), counts=())
+    (run / "environment.json").write_text('{"host": "node7", "commit": "12da64d"}')
+    (run / "tensorboard").mkdir()
+    for name in ("0000000000.beginning.0", "1700000000.node7.1.0", "1700009999.node8.1.0"):
+        (run / "tensorboard" / f"events.out.tfevents.{name}").touch()
+    text = " ".join(render_run(read_run(run), {}).split())
+    assert "Begun 2023-11-14 22:13 UTC on node7, commit 12da64d." in text
+    assert f"distbranch train {run}/config.yaml run.name=again" in text
+
+
+def test_a_narrow_page_shrinks_no_figure_until_its_letters_are_lost(grown_run: Path) -> None:
+    svg = draw_svg(draw_tree(read_run(grown_run).layers), "The tree")
+    width = re.search(r"max-width: ([\d.]+)pt", svg)
+    assert width is not None
+    assert f"min-width: calc(0.6 * {width[1]}pt)" in svg
+    # a telephone's 500 pixels less its margins
+    assert 0.6 * float(width[1]) / 0.75 < 470
 
 
 def test_the_neutral_colours_of_a_figure_come_from_the_page(grown_run: Path) -> None:

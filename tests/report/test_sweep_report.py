@@ -9,6 +9,7 @@ import pandas
 import pytest
 import yaml
 from matplotlib.image import imread
+from tiny_world import assert_one_sentence, run_command
 
 from distbranch.engine.forks import Origin, write_family
 from distbranch.engine.run_directory import RunDirectory
@@ -201,3 +202,9 @@ def test_a_sweep_over_the_seed_alone_is_one_point(sweep: Path) -> None:
     points = read_sweep(sweep).points
     assert (len(points), points["seeds"][0], points["is_complete"][0]) == (1, 3, True)
     assert "over the seed alone" in report_sweep(sweep).read_text()
+
+
+def test_a_page_of_a_sweep_is_compared_with_no_run(tmp_path: Path) -> None:
+    (tmp_path / "sweep.yaml").touch()
+    ended = run_command(["report", str(tmp_path), "--against", "runs/thin"])
+    assert_one_sentence(ended, 2, ("--against is for the page of one run",))

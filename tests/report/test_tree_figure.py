@@ -3,8 +3,16 @@ import random
 
 import numpy as np
 import pytest
+from matplotlib.patches import FancyBboxPatch
 
-from distbranch.report.layers import LayerBranches, find_branch, grow_layers, list_top_groups
+from distbranch.report.layers import (
+    LayerBranches,
+    find_branch,
+    fold_single_tasks,
+    grow_layers,
+    list_top_groups,
+    mark_skipped,
+)
 from distbranch.report.tree_figure import (
     LETTERS,
     SEPARATOR,
@@ -68,6 +76,40 @@ def test_a_figure_of_the_tree_names_every_task_and_every_layer() -> None:
     shown = " ".join(text.get_text() for text in figure.axes[0].texts)
     assert all(f"Task number {i}" in shown for i in range(40))
     assert all(layer.name in shown for layer in layers)
+
+
+def test_of_many_groups_single_tasks_out_of_one_branch_are_one_strand_and_all_are_named() -> None:
+    pair, early, late = ("a", "b"), tuple(f"e{i}" for i in range(12)), ("x", "y", *"klmnopqrs")
+    layers = [
+        LayerBranches("one", ((*pair, *early, *late),)),
+        LayerBranches("two", ((*pair, *late), *((task,) for task in early))),
+        LayerBranches("three", (pair, *((task,) for task in (*early, *late)))),
+    ]
+    folded = fold_single_tasks(layers)
+    assert [set(layer.branches) for layer in folded] == [
+        set(layers[0].branches),
+        {(*pair, *late), early},
+        {pair, early, late},
+    ]
+    shown = [text.get_text() for text in draw_tree(layers).axes[0].texts]
+    assert {"12x", "11x", "two (13)", "three (24)"} <= set(shown)
+    names = SEPARATOR.join(shown).replace("\n", SEPARATOR).split(SEPARATOR)
+    assert {*pair, *early, *late} <= set(names)
+
+
+def test_a_tree_of_few_groups_has_a_strand_for_each() -> None:
+    layers = random_tree(20, 20, 5, 0)
+    assert list(fold_single_tasks(layers)) == layers
+
+
+def test_a_block_that_tasks_skip_has_no_box_in_their_strand() -> None:
+    layers = [LayerBranches("low", (("a", "b"),)), LayerBranches("high", (("a",), ("b",)))]
+    policy = {"tasks": ["a", "b"], "blocks": ["high"], "policy": [[1], [0]]}
+    boxes = [
+        [patch for patch in draw_tree(shown).axes[0].patches if isinstance(patch, FancyBboxPatch)]
+        for shown in (layers, mark_skipped(layers, policy))
+    ]
+    assert list(map(len, boxes)) == [3, 2]
 
 
 def test_branches_of_a_layer_share_out_all_groups() -> None:
