@@ -142,10 +142,6 @@ def _read_earlier(config: Config, thin: Architecture) -> tuple[Network, Beginnin
         policy=policy,
         dense_head=thin.dense_head,
     )
-    if config.method.grows and not design.tree.active_layer:
-        raise UserError(
-            f"The tree of {place} is divided down to its first unit, so nothing can grow. Use method.name=fixed."
-        )
     return network.rebuilt(design), beginning
 
 

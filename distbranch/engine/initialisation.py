@@ -86,7 +86,7 @@ def first_architecture(config: Config, info: DatasetInfo) -> Architecture:
             "no residual block. Use resnet18, resnet34, resnet50 or a timm model of residual blocks, or method.name=branching."
         )
     if config.model.from_run is not None:
-        return read_architecture(config, thin)
+        return _check_grows(config, read_architecture(config, thin))
     if config.searches:
         return replace(thin, searches=True)
     # Where units may be skipped, hard sharing is the policy by which all tasks execute all of them.
@@ -102,6 +102,16 @@ def first_architecture(config: Config, info: DatasetInfo) -> Architecture:
     if method.has_scout:
         return thin.with_tree(_decided_tree(config, thin))
     return thin.factorised() if method.name == "low-rank" else thin
+
+
+def _check_grows(config: Config, begun: Architecture) -> Architecture:
+    """Refuse a tree that has no layer left that may divide."""
+    if config.method.grows and begun.tree.active_layer < find_lowest_layer(config.method, begun):
+        raise UserError(
+            f"The tree of model.from_run={config.model.from_run} is divided down to its lowest unit, so nothing can grow. Use "
+            "method.name=fixed to train it further."
+        )
+    return begun
 
 
 def describe_thin(config: Config, info: DatasetInfo) -> Architecture:

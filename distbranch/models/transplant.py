@@ -6,7 +6,7 @@ of the tree and of all weights.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -74,6 +74,7 @@ def match_tasks(theirs: Sequence[Task], own: Sequence[Task], *, keeps: bool) -> 
     )
 
 
+@torch.no_grad()
 def transplant_weights(
     network: Network, earlier: Network, origins: Sequence[int], new: Collection[str]
 ) -> None:
@@ -81,7 +82,7 @@ def transplant_weights(
 
     Args:
         network: of the same backbone.
-        earlier: what they are copied from.
+        earlier: what they are copied from, on the same device.
         origins: of every task of the network the number of the task in the earlier one whose way it goes.
         new: names of tasks whose heads stay as they are.
 
@@ -93,18 +94,14 @@ def transplant_weights(
     # Of a unit that no task executes only the shortcut is there.
     units = {name: old[name] for name in own if name.startswith("units.")}
     network.load_state_dict(own | units)
-    copy_heads(network, earlier, [name for name in network.tasks.names if name not in new])
-
-
-@torch.no_grad()
-def copy_heads(network: Network, other: Network, names: Iterable[str]) -> None:
-    """Overwrite the heads of tasks, by their names, by those of another network."""
-    for name in names:
+    for name in network.tasks.names:
+        if name in new:
+            continue
         if name in network.dense_heads:
-            network.dense_heads[name].load_state_dict(other.dense_heads[name].state_dict())
+            network.dense_heads[name].load_state_dict(earlier.dense_heads[name].state_dict())
             continue
         assert network.heads is not None
-        assert other.heads is not None
-        own, rows = network.tasks.columns[name], other.tasks.columns[name]
-        network.heads.weight[own] = other.heads.weight[rows].to(network.heads.weight)
-        network.heads.bias[own] = other.heads.bias[rows].to(network.heads.bias)
+        assert earlier.heads is not None
+        columns, rows = network.tasks.columns[name], earlier.tasks.columns[name]
+        network.heads.weight[columns] = earlier.heads.weight[rows]
+        network.heads.bias[columns] = earlier.heads.bias[rows]
