@@ -61,6 +61,7 @@ def test_a_run_goes_on_and_a_task_is_added_and_another_one_removed(world: Path) 
     assert list(after) == [*(task.name for task in TASKS), "late"]
     assert all(torch.equal(after[name], before[name]) for name in before)
     assert "late" in _run("evaluate", "runs/added").out
+    _run("report", "runs/added")
 
     _run("restrict", "runs/added", "runs/smaller", "--without", "wide")
     smaller = _answers("runs/smaller")
