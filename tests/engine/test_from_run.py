@@ -182,6 +182,14 @@ def test_a_run_of_frozen_parts_that_is_killed_ends_with_the_same_bits_without_th
     for ended in ranks.call_all(train_tiny, world_size, config=config):
         assert ended["end"] == "done", ended["message"]
     assert_same_content(tmp_path / "tiny", tmp_path / "whole" / "tiny")
+    # Batch norm's groups lie on both ranks, and frozen units normalise by what they had all the same.
+    before, after = load(earlier), load(tmp_path / "tiny")
+    if only == "new":
+        known, found = before(_images()), after(_images())
+        assert all(torch.equal(found[name], known[name]) for name in known)
+        return
+    kept, units = before.state_dict(), after.units.state_dict()
+    assert all(torch.equal(units[name], kept[f"units.{name}"]) for name in units)
 
 
 # ---- a linear probe
