@@ -328,6 +328,12 @@ def count_logits(tasks: Sequence[Task]) -> int:
     return sum(task.num_outputs for task in list_scalar_tasks(tasks))
 
 
+def split_task_names(given: Sequence[str], known: Sequence[str]) -> list[str]:
+    """Task names out of texts that each hold one name (which may have commas) or several between commas."""
+    names = [text if text in known else text.split(",") for text in given]
+    return [part.strip() for name in names for part in ([name] if isinstance(name, str) else name)]
+
+
 def unused_name(name: str, taken: Container[str]) -> str:
     """The name, or if it is taken the first of `name (2)`, `name (3)`, ... that is not."""
     unused = name

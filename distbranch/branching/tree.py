@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
@@ -109,17 +109,25 @@ class Tree:
         groups = _merge_branches([(task,) for task in order], top.groups)
         return replace(self, splits=(Split(top.layer, groups), *rest))
 
-    def restricted(self, tasks: Sequence[int]) -> Tree:
+    def restricted(
+        self, tasks: Sequence[int], *, apart: Collection[int] = (), lowest: int = 1
+    ) -> Tree:
         """The tree of some of the tasks, which are numbered anew in the given order; branches that serve none fall away.
 
-        What is left of a layer's branches keeps its order.
+        What is left of a layer's branches keeps its order. A task may be given again for another one that goes its way; those
+        `apart`, by their new numbers, leave it at layer `lowest`: from there up those of a way have a branch of their own.
+
+        Example:
+            >>> Tree(("low", "top"), 2).restricted([0, 1, 1], apart=[2], lowest=2).branches(2)
+            ((0, 1), (2,))
         """
         layers = []
         for layer in range(self.num_layers, 0, -1):
-            branches: dict[int, list[int]] = {}
+            branches: dict[tuple[int, bool], list[int]] = {}
             serving = label_branches(self.branches(layer)).tolist()
             for number, task in enumerate(tasks):
-                branches.setdefault(serving[task], []).append(number)
+                has_left = layer >= lowest and number in apart
+                branches.setdefault((serving[task], has_left), []).append(number)
             layers.append([branches[branch] for branch in sorted(branches)])
         return grow_tree(self.layers, len(tasks), layers)
 

@@ -19,7 +19,17 @@ from distbranch.cli.data import data_app
 from distbranch.cli.experiment import compare, experiment_app
 from distbranch.cli.init import init
 from distbranch.cli.predict import predict
-from distbranch.cli.runs import cancel, doctor, evaluate, export, logs, report, status, train
+from distbranch.cli.runs import (
+    cancel,
+    doctor,
+    evaluate,
+    export,
+    logs,
+    report,
+    restrict,
+    status,
+    train,
+)
 from distbranch.cli.submit import submit_app
 from distbranch.cli.sweep import sweep
 from distbranch.cli.terminal import console, errors, given_plugins, lasting_streams
@@ -65,6 +75,7 @@ for command in (
     evaluate,
     predict,
     export,
+    restrict,
     report,
     doctor,
     status,

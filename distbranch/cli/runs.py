@@ -258,6 +258,28 @@ def export(
     )
 
 
+def restrict(
+    run: RunArgument,
+    out: Annotated[Path, Argument(help="The new run directory, which must not exist.")],
+    tasks: Annotated[
+        list[str] | None, Option(help="Keep only these tasks, separated by commas.")
+    ] = None,
+    without: Annotated[
+        list[str] | None, Option(help="Keep all but these tasks, separated by commas.")
+    ] = None,
+) -> None:
+    """Make a run of some tasks of a finished run, with the branches that these need; nothing is trained.
+
+    Examples:
+    - `distbranch restrict runs/mine runs/mine-without-bags --without Bags`
+    """
+    from distbranch.engine.restricted_run import restrict_run
+
+    if (tasks is None) == (without is None):
+        raise UsageError("Give --tasks, those that are kept, or --without, those that are not.")
+    _show_result(restrict_run(run_folder(run), out, tasks=tasks, without=without or []))
+
+
 def status(run: RunArgument) -> None:
     """Show the state of a run and of its job.
 

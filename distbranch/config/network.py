@@ -90,6 +90,9 @@ class ModelConfig(Section):
     than a ResNet-34."""
     head_width: Count | None = None
     """Channels inside that head; if empty 64 of `light` and 1,024 of `aspp`."""
+    from_run: Place | None = Field(None, json_schema_extra={"range": "PATH"})
+    """With method.name=fixed or branching: the finished run whose tree, or policy, and weights the run begins with, for tasks of the
+    same names; heads of other tasks begin at random, each on the branch that suits it."""
 
     @model_validator(mode="before")
     @classmethod
@@ -227,7 +230,8 @@ class MethodConfig(Section):
     scout_iterations: Count | None = None
     """With `anew`: optimiser steps of the scout, on a schedule of its own in proportion; `train.iterations` if empty."""
     split_from: str | None = Field(None, json_schema_extra={"range": "UNIT"})
-    """With `anew`: the lowest unit that gets branches; if empty the cheapest of all from the second on (Eq. 9 and 11)."""
+    """With `anew`: the lowest unit that gets branches; if empty the cheapest of all from the second on (Eq. 9 and 11). With
+    train.only=new: the lowest unit of which new tasks have a copy of their own; if empty the last one."""
     # In a thin network a branch of a ResNet's stem repeats a fifth of all multiply-adds.
     lowest: str | None = Field(None, json_schema_extra={"range": "UNIT"})
     """With `branching`: the lowest unit that may get branches; if empty block1_1 of a ResNet for dense tasks, else the first."""
@@ -360,6 +364,8 @@ class MethodConfig(Section):
     def _has_a_scout_where_one_is_read(self) -> Self:
         if self.begin == "grown":
             given = [key for key in KEYS_OF_SCOUTS if getattr(self, key) is not None]
+            if self.name == "fixed" and given == ["split_from"]:
+                return self  # of a task that is added to a tree, see `Config`
             if given:
                 raise ValueError(
                     f"{' and '.join(given)} would be ignored, for a scout decides only with method.begin=anew: add that, or leave "

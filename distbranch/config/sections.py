@@ -196,6 +196,10 @@ class TrainConfig(Section):
     """Steps between lines of metrics.jsonl."""
     profile: bool = False
     """Write a torch.profiler trace of 5 steps."""
+    only: Literal["all", "heads", "new"] = "all"
+    """What is trained. `heads`: the heads over frozen units, running statistics included (a linear probe); `new`: what tasks have
+    of their own that model.from_run lacks, a head and copies of the units from `method.split_from` up, while the outputs of all
+    other tasks stay what they are."""
 
     @model_validator(mode="before")
     @classmethod
@@ -426,7 +430,66 @@ class Config(Section):
                 f"the section adashare is for method.name=adashare, found {name}; leave it out"
             )
         self._has_a_loss_that_suits()
+        self._begins_from_a_run_that_is_read()
+        self._trains_what_it_has()
         return self
+
+    def _begins_from_a_run_that_is_read(self) -> None:
+        method, run = self.method, self.model.from_run
+        if run is None:
+            return
+        if method.name not in ("fixed", "branching") or method.has_scout:
+            raise ValueError(
+                f"model.from_run={run} takes tree or policy of that run: use method.name=fixed to train them further or branching to "
+                f"grow on, found method.name={method.name}"
+                + (" with method.begin=anew" if method.has_scout else "")
+            )
+        others = {
+            "model.pretrained": self.model.pretrained is not None,
+            f"method.init={method.init}": method.init != "random",
+            "method.groups": method.groups is not None,
+        }
+        given = [key for key, is_given in others.items() if is_given]
+        if given:
+            raise ValueError(
+                f"model.from_run={run} brings tree and weights, so {' and '.join(given)} would be ignored; leave one of them out"
+            )
+        if method.branches == "delta":
+            raise ValueError(
+                f"model.from_run={run} brings whole weights for every branch, found method.branches=delta; leave it out"
+            )
+
+    def _trains_what_it_has(self) -> None:
+        only, method = self.train.only, self.method
+        if method.split_from is not None and not method.has_scout and only != "new":
+            raise ValueError(
+                f"method.split_from={method.split_from} would be ignored: it is read with method.begin=anew, or with train.only=new"
+            )
+        if only == "all":
+            return
+        is_pretrained = self.model.pretrained is not None or method.begins_from_pretrained
+        if only == "new" and self.model.from_run is None:
+            raise ValueError(
+                "train.only=new trains what tasks add to an earlier run: give model.from_run"
+            )
+        if self.model.from_run is None and not is_pretrained:
+            raise ValueError(
+                "train.only=heads would train heads over random units: give model.from_run, or pretrained weights in model.pretrained"
+            )
+        if self.widens or method.grows or method.name in ("adashare", "independent", *BASELINES):
+            raise ValueError(
+                f"train.only={only} keeps the units as they are: use method.name=fixed without method.widen_at, found "
+                f"method.name={method.name}"
+            )
+        if self.loss.aggregation != "none":
+            raise ValueError(
+                f"loss.aggregation={self.loss.aggregation} is of weights that tasks share, and with train.only={only} none are "
+                "trained; leave it out"
+            )
+        if only == "new" and self.loss.weighting != "fixed":
+            raise ValueError(
+                f"loss.weighting={self.loss.weighting} would weigh tasks that train.only=new keeps as they are; leave it out"
+            )
 
     def _has_a_loss_that_suits(self) -> None:
         loss = self.loss
@@ -454,6 +517,7 @@ class Config(Section):
         """The paths of other runs, or of files, from which the run begins, by key."""
         given = {
             "model.pretrained": self.model.pretrained_file,
+            "model.from_run": self.model.from_run,
             "method.pretrained": self.method.pretrained,
             "method.groups": self.method.groups,
             "method.scout": self.method.scout,

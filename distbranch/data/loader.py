@@ -160,7 +160,7 @@ def _make_plan(
     for split in splits:
         shard_sizes = [shard.num_samples for shard in split.shards]
         plans.append(Plan(shard_sizes, seed, window, part))
-    if not info.parts:
+    if len(plans) == 1:
         return plans[0]
     # In proportion to their sizes all data sets come to the end of an epoch together.
     proportions = info.proportions or [split.num_samples for split in splits]

@@ -5,6 +5,7 @@ A mixture of one is that data set. The samples are mixed by `plan.MixedPlan`.
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import count
 
 from distbranch.config import DataConfig
@@ -50,6 +51,14 @@ def merge_datasets(infos: Sequence[DatasetInfo], proportions: Sequence[int] = ()
         parts=tuple(infos),
         proportions=tuple(proportions),
     )
+
+
+def add_tasks(info: DatasetInfo, tasks: Sequence[Task]) -> DatasetInfo:
+    """The data with these tasks in this order: all that they have, and others, which are unlabelled."""
+    if [task.name for task in tasks] == [task.name for task in info.tasks]:
+        return info
+    splits = {name: _merge_split(info.members, name, tasks) for name in info.splits}
+    return replace(info, tasks=tuple(tasks), splits=splits, parts=info.members)
 
 
 def member_names(info: DatasetInfo) -> tuple[str, ...]:

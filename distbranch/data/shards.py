@@ -146,6 +146,8 @@ class DatasetInfo:
     @property
     def fingerprint(self) -> str:
         """A hash over tasks and shards: the same samples in the same places, wherever the data set lies."""
+        if len(self.parts) == 1:
+            return self.parts[0].fingerprint
         if self.parts:
             # In which proportions they are mixed decides the order of samples, so it belongs to what a run resumes.
             what: list[Any] = [[part.fingerprint for part in self.parts], list(self.proportions)]

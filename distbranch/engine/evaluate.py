@@ -51,7 +51,7 @@ def evaluate_split(
     """Loss and metrics (in 0..1) of a network on one split; the same on every rank.
 
     Args:
-        network: has all tasks of the data, and perhaps others.
+        network: is scored on those tasks of the data that it has.
         info: a data set, or several as one.
         split: of the data; those of several data sets that lack it are left out.
         ranks: this process among the others.
@@ -70,7 +70,11 @@ def evaluate_split(
             that are not finite.
     """
     members = zip(member_names(info), info.members, strict=True)
-    having = {name: member for name, member in members if split in member.splits}
+    having = {}
+    for name, member in members:
+        known = {task.name for task in member.tasks} & set(network.tasks.names)
+        if split in member.splits and known:
+            having[name] = member
     if not having:
         raise UserError(
             f"{info.path} has no split '{split}'; it has {', '.join(sorted(info.splits))}."
@@ -91,7 +95,7 @@ def evaluate_split(
         score = partial(_score_samples, share, member, split, data, columns, sums, num_bad)
         found[name] = ranks.run_on_rank_zero(score)  # which alone has the samples of all
     network.train(training)
-    return _merge_scores(found) if info.parts else next(iter(found.values()))
+    return _merge_scores(found) if len(info.members) > 1 else next(iter(found.values()))
 
 
 def compute_outputs(
@@ -135,7 +139,8 @@ class _Share:
     ) -> None:
         self.network_tasks = network_tasks
         known = dict(zip(network_tasks.names, network_tasks.tasks, strict=True))
-        self.tasks = [known[name] for name in names]
+        self.tasks = [known[name] for name in names if name in known]
+        self.column_of = {name: column for column, name in enumerate(names)}  # of the labels
         self.kinds = {task.name: KINDS[task.kind] for task in self.tasks}
         for name, kind in self.kinds.items():
             if byte_angles and isinstance(kind, DenseKind):
@@ -156,8 +161,7 @@ class _Share:
 
     def collect(self, batches: Iterator[tuple[Batch, AnyOutputs]], ranks: Ranks) -> None:
         """Read all batches of this rank. Raises SharedError, on every rank, for what one of them could not read."""
-        names = [task.name for task in self.tasks]
-        places = [names.index(task.name) for task in self.by_rows]
+        places = [self.column_of[task.name] for task in self.by_rows]
         outputs_of_tasks = [
             range(self.network_tasks.num_outputs)[self.network_tasks.columns[task.name]]
             for task in self.by_rows
@@ -178,9 +182,10 @@ class _Share:
                 self.num_bad.update(batch.num_bad)
                 logits = outputs.logits if isinstance(outputs, Outputs) else outputs
                 parts.append((batch.indices, logits[:, own_outputs], batch.labels[:, places]))
-                for place, task in enumerate(self.tasks):
+                for task in self.tasks:
                     if task.name not in self.sums or not len(batch.labels):
                         continue
+                    place = self.column_of[task.name]
                     if isinstance(outputs, Outputs) and task.name in outputs.maps:
                         codes = {task.name: batch.maps[task.name]}
                         labels = Labels(batch.labels[:, [place]], codes)

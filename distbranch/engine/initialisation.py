@@ -16,7 +16,8 @@ from distbranch.config import Config, MethodConfig
 from distbranch.config.network import ModelConfig
 from distbranch.data.shards import DatasetInfo
 from distbranch.engine.artifact import load_model
-from distbranch.engine.run_directory import RunDirectory, read_lines
+from distbranch.engine.from_run import begin_from_run, check_colours, read_architecture
+from distbranch.engine.run_directory import RunDirectory, get_finished_run, read_lines
 from distbranch.engine.run_start import begins_anew
 from distbranch.engine.trained_network import TrainedNetwork
 from distbranch.errors import UserError
@@ -42,6 +43,8 @@ def begin_network(net: TrainedNetwork, config: Config, info: DatasetInfo) -> Non
         SharedError: what the run begins from is absent, damaged or does not fit.
     """
     # Files that are given need to be seen by rank 0 alone.
+    if config.model.from_run is not None:
+        return begin_from_run(net, config, info, describe_thin(config, info))
     architecture = net.ranks.run_on_rank_zero(lambda: first_architecture(config, info))
     overwrite = None
     if config.model.pretrained is not None:
@@ -49,6 +52,7 @@ def begin_network(net: TrainedNetwork, config: Config, info: DatasetInfo) -> Non
     elif config.method.begins_from_pretrained:
         overwrite = partial(begin_from_pretrained, config=config)
     net.begin(architecture, config.seed, overwrite=overwrite)
+    return None
 
 
 def _check_crop(backbone: Backbone, crop: tuple[int, int]) -> None:
@@ -72,6 +76,49 @@ def first_architecture(config: Config, info: DatasetInfo) -> Architecture:
     Raises:
         UserError: `method.groups` names no tree, or `adashare.policy` no policy, for the tasks of the data set; tasks should skip
             units of a backbone in which none can be skipped; or `data.crop` of one whose weights are for one size.
+    """
+    method = config.method
+    thin = describe_thin(config, info)
+    find_lowest_layer(method, thin)  # a wrong one is told before anything is trained
+    if method.name == "adashare" and not thin.num_blocks:
+        raise UserError(
+            f"method.name=adashare learns which units tasks skip, and none of model.backbone={config.model.backbone} can be skipped, found "
+            "no residual block. Use resnet18, resnet34, resnet50 or a timm model of residual blocks, or method.name=branching."
+        )
+    if config.model.from_run is not None:
+        return _check_grows(config, read_architecture(config, thin))
+    if config.searches:
+        return replace(thin, searches=True)
+    # Where units may be skipped, hard sharing is the policy by which all tasks execute all of them.
+    if method.name == "adashare" or (method.keeps_thin and thin.num_blocks):
+        return thin.with_policy(_given_policy(config, thin))
+    if method.name in BASELINES:
+        return thin.with_baseline(method.name)
+    if method.name == "independent":
+        return thin.with_tree(build_independent_tree(thin.tree.layers, len(info.tasks)))
+    if method.groups is not None:
+        tree = read_given_tree(config, thin)  # also if it is taken later: a wrong one is told here
+        return thin if method.widen_at else thin.with_tree(tree)
+    if method.has_scout:
+        return thin.with_tree(_decided_tree(config, thin))
+    return thin.factorised() if method.name == "low-rank" else thin
+
+
+def _check_grows(config: Config, begun: Architecture) -> Architecture:
+    """Refuse a tree that has no layer left that may divide."""
+    if config.method.grows and begun.tree.active_layer < find_lowest_layer(config.method, begun):
+        raise UserError(
+            f"The tree of model.from_run={config.model.from_run} is divided down to its lowest unit, so nothing can grow. Use "
+            "method.name=fixed to train it further."
+        )
+    return begun
+
+
+def describe_thin(config: Config, info: DatasetInfo) -> Architecture:
+    """The network that the configuration describes, before any branch.
+
+    Raises:
+        UserError: `data.crop` of a backbone whose weights are for one size, or dense tasks on one without a map.
     """
     model, method = config.model, config.method
     size = config.data.image_size or info.image_size
@@ -99,27 +146,7 @@ def first_architecture(config: Config, info: DatasetInfo) -> Architecture:
         dense_head=_plan_heads(model, has_maps=has_maps),
     )
     _check_delta_rank(thin)
-    find_lowest_layer(method, thin)  # a wrong one is told before anything is trained
-    if method.name == "adashare" and not thin.num_blocks:
-        raise UserError(
-            f"method.name=adashare learns which units tasks skip, and none of model.backbone={model.backbone} can be skipped, found "
-            "no residual block. Use resnet18, resnet34, resnet50 or a timm model of residual blocks, or method.name=branching."
-        )
-    if config.searches:
-        return replace(thin, searches=True)
-    # Where units may be skipped, hard sharing is the policy by which all tasks execute all of them.
-    if method.name == "adashare" or (method.keeps_thin and thin.num_blocks):
-        return thin.with_policy(_given_policy(config, thin))
-    if method.name in BASELINES:
-        return thin.with_baseline(method.name)
-    if method.name == "independent":
-        return thin.with_tree(build_independent_tree(thin.tree.layers, len(info.tasks)))
-    if method.groups is not None:
-        tree = read_given_tree(config, thin)  # also if it is taken later: a wrong one is told here
-        return thin if method.widen_at else thin.with_tree(tree)
-    if method.has_scout:
-        return thin.with_tree(_decided_tree(config, thin))
-    return thin.factorised() if method.name == "low-rank" else thin
+    return thin
 
 
 def find_lowest_layer(method: MethodConfig, architecture: Architecture) -> int:
@@ -285,20 +312,6 @@ def _given_policy(config: Config, searched: Architecture) -> Policy:
     return tuple(tuple(map(bool, row)) for row in executes)
 
 
-def get_finished_run(path: Path, key: str) -> RunDirectory:
-    """The run directory that a key of the configuration names.
-
-    Raises:
-        UserError: it holds no result.
-    """
-    files = RunDirectory(path)
-    if not files.result.exists():
-        raise UserError(
-            f"{key}={path} should be a finished run, found none. Train it to its end first."
-        )
-    return files
-
-
 def _read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
@@ -329,13 +342,7 @@ def pretrained_network(config: Config) -> WideNetwork:
         return read_weights(path, bgr=config.method.pretrained_channels == "bgr")
     get_finished_run(path, "method.pretrained")
     network, preprocessing = load_model(path)
-    # First filters are made for pixels of one scale.
-    for key in ("mean", "std"):
-        theirs, own = getattr(preprocessing, key), getattr(config.data, key)
-        if theirs != own:
-            raise UserError(
-                f"The pretrained run {path} was trained with data.{key}={list(theirs)}, this one with {list(own)}. Give the same."
-            )
+    check_colours(preprocessing, config.data, f"The pretrained run {path}")
     if network.architecture.backbone.low_rank:
         raise UserError(
             f"method.pretrained={path} should be a wide network, but it is low-rank. Give the wide one it is from."

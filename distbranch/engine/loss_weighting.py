@@ -6,7 +6,7 @@ which one it is. Losses that enter one are L [T], sums over the batch of all ran
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -246,14 +246,21 @@ class FastAdaptive(LossWeighting):
             load_slots(self.scalarizer._optimizer, self, slots)
 
 
-def make_weighting(config: LossConfig, tasks: Sequence[Task]) -> LossWeighting:
-    """The weighting of a configuration, at its beginning.
+def make_weighting(
+    config: LossConfig, tasks: Sequence[Task], trained: Collection[str] | None = None
+) -> LossWeighting:
+    """The weighting of a configuration, at its beginning; the losses of tasks that are not `trained` (None: all are) weigh 0.
 
     Raises:
         SharedError: a weight is given for a task that there is not.
         UserError: TorchJD is absent.
     """
     given = get_loss_weights(tasks, config.weights)
+    if trained is not None:
+        given = [
+            weight if task.name in trained else 0.0
+            for task, weight in zip(tasks, given, strict=True)
+        ]
     name = config.weighting
     if name == "fixed":
         return LossWeighting(given)

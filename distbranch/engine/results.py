@@ -112,24 +112,15 @@ class RunFiles:
 
     def write_sharing(self, state: TrainingState) -> None:
         """Write who shares what: tree.json and, of AdaShare, policy.json."""
-        network, tree = state.net.network, state.architecture.tree
-        names = network.tasks.names
+        network = state.net.network
         if network.architecture.has_policy:
             write_json(self.directory.policy, state.describe_policy())
-        if network.baseline is not None:  # whose tasks share by no tree
-            return
-        layers = []
-        for number, layer in enumerate(tree.layers, start=1):
-            branches = [[names[task] for task in tasks] for tasks in tree.branches(number)]
-            layers.append({"name": layer, "branches": branches})
-        write_json(
-            self.directory.tree, {"tree": tree.to_json(), "layers": layers, "tasks": list(names)}
-        )
+        if network.baseline is None:  # whose tasks share by no tree
+            write_tree(self.directory, state.architecture)
 
     def write_end(self, state: TrainingState, metrics: dict[str, Any]) -> dict[str, Any]:
         """Write the network and then result.json, which says that the run has ended; returns its content."""
         config, architecture = self.config, state.architecture
-        cost = architecture.cost()
         summary: dict[str, Any] = {
             "name": config.run.name,
             "method": config.method.name,
@@ -137,21 +128,13 @@ class RunFiles:
             "width": config.model.width,
             "width_fraction": config.model.width_fraction,
             "seed": config.seed,
-            "tasks": [task.name for task in architecture.tasks],
             "metrics": metrics,
-            "weights": cost.weights,
-            "parameters": cost.parameters,
-            "multiply_adds": cost.multiply_adds,
-            "num_groups_top": architecture.tree.num_branches(architecture.tree.num_layers),
+            **describe_network(architecture),
             "iterations": config.train.iterations,
             "seconds": state.progress.seconds,
             "world_size": state.ranks.world_size,
             "bad_samples": state.progress.num_bad,
         }
-        if architecture.dense_tasks:  # whose heads may outweigh all they stand on
-            heads = architecture.measure_heads()
-            summary["head_weights"] = heads.weights
-            summary["head_multiply_adds"] = heads.multiply_adds
         if architecture.delta_rank is not None:
             summary["folded_weights"] = architecture.folded.cost().weights
         if config.model.widths is not None:  # a key that only such runs have
@@ -159,7 +142,7 @@ class RunFiles:
         decision = read_first_decision(self.directory)
         if config.method.has_scout and decision is not None:
             scout = decision["scout"]
-            own_cost = config.train.iterations * config.train.batch_size * cost.multiply_adds
+            own_cost = config.train.iterations * config.train.batch_size * summary["multiply_adds"]
             its_cost = scout["steps"] * scout["batch_size"] * scout["multiply_adds"]
             # Of training both, as a multiple of training the tree alone.
             summary["scout"] = scout | {"cost_in_all": (own_cost + its_cost) / own_cost}
@@ -174,6 +157,33 @@ class RunFiles:
         write_json(self.directory.result, summary)
         self.remote_run.upload()
         return summary
+
+
+def write_tree(directory: RunDirectory, architecture: Architecture) -> None:
+    """Write tree.json."""
+    tree, names = architecture.tree, [task.name for task in architecture.tasks]
+    layers = []
+    for number, layer in enumerate(tree.layers, start=1):
+        branches = [[names[task] for task in tasks] for tasks in tree.branches(number)]
+        layers.append({"name": layer, "branches": branches})
+    write_json(directory.tree, {"tree": tree.to_json(), "layers": layers, "tasks": names})
+
+
+def describe_network(architecture: Architecture) -> dict[str, Any]:
+    """The tasks of a network, and what it takes."""
+    cost = architecture.cost()
+    described: dict[str, Any] = {
+        "tasks": [task.name for task in architecture.tasks],
+        "weights": cost.weights,
+        "parameters": cost.parameters,
+        "multiply_adds": cost.multiply_adds,
+        "num_groups_top": architecture.tree.num_branches(architecture.tree.num_layers),
+    }
+    if architecture.dense_tasks:  # whose heads may outweigh all they stand on
+        heads = architecture.measure_heads()
+        described["head_weights"] = heads.weights
+        described["head_multiply_adds"] = heads.multiply_adds
+    return described
 
 
 def read_result(directory: Path) -> RunResult | None:

@@ -31,6 +31,7 @@ class RunDirectory:
         self.environment = path / "environment.json"
         self.tree = path / "tree.json"
         self.given_tree = path / "given_tree.json"  # the one that is taken later
+        self.from_run = path / "from_run.json"  # what it took of an earlier run
         self.decisions = path / "decisions.jsonl"
         self.policy = path / "policy.json"
         self.policies = path / "policies.jsonl"
@@ -128,6 +129,20 @@ class RunDirectory:
             _filter_lines(lines, keep_line)
         for decisions in (self.decisions, *self.relatives.glob(f"*/{self.decisions.name}")):
             _filter_lines(decisions, lambda line: line.get("round", 0) <= num_decisions)
+
+
+def get_finished_run(path: Path, key: str) -> RunDirectory:
+    """The run directory that a key of the configuration names.
+
+    Raises:
+        UserError: it holds no result.
+    """
+    files = RunDirectory(path)
+    if not files.result.exists():
+        raise UserError(
+            f"{key}={path} should be a finished run, found none. Train it to its end first."
+        )
+    return files
 
 
 def _read_record(path: Path) -> dict[str, Any]:

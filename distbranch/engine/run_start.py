@@ -1,5 +1,6 @@
 """What a start of a run checks and records: that its directory is of the same configuration and data, and the machine."""
 
+import logging
 import platform
 import shutil
 import subprocess
@@ -13,12 +14,20 @@ import torch
 from distbranch.config import Config, differences, load_config, to_yaml
 from distbranch.data.mixture import read_data
 from distbranch.data.shard_writer import file_sha256
+from distbranch.engine.artifact import DESCRIPTION
+from distbranch.engine.checkpoint import list_checkpoints
 from distbranch.engine.distributed import Ranks
 from distbranch.engine.process_group import num_cores
-from distbranch.engine.run_directory import RunDirectory, write_atomically, write_json
+from distbranch.engine.run_directory import (
+    RunDirectory,
+    append_line,
+    write_atomically,
+    write_json,
+)
 from distbranch.errors import UserError, reason_of
 from distbranch.plugins import hash_plugins, keep_copies, list_changed_plugins
 
+logger = logging.getLogger("distbranch")
 PACKAGES = (
     "distbranch",
     "torch",
@@ -41,7 +50,7 @@ SECONDS_FOR_GIT = (
 def begin_run(config: Config) -> None:
     """Make the directory of a new run, or check that the one there is of the same configuration.
 
-    One of another configuration that holds no training is begun anew.
+    One of another configuration that holds no training is begun anew, and one with fewer `train.iterations` goes on to more.
 
     Raises:
         UserError: the directory belongs to another configuration (with the differences), or cannot be written.
@@ -56,9 +65,13 @@ def begin_run(config: Config) -> None:
                     files.tree.unlink(missing_ok=True)
                     files.given_tree.unlink(missing_ok=True)
                     files.policy.unlink(missing_ok=True)
+                    files.from_run.unlink(missing_ok=True)
                     files.decisions.unlink(missing_ok=True)
                     shutil.rmtree(files.scout, ignore_errors=True)
                     write_config(files, config)
+        if raises_iterations(config):
+            with files.locked(patience_s=0):
+                _raise_iterations(files, config)
         check_run(config)
         files.path.mkdir(parents=True, exist_ok=True)
         if not files.config.exists():
@@ -81,6 +94,40 @@ def begins_anew(config: Config) -> bool:
     return (
         config.run_url is None and bool(_list_differences(files, config)) and files.is_dispensable
     )
+
+
+def raises_iterations(config: Config) -> bool:
+    """Whether the run that is there was begun with fewer `train.iterations` and is the same in all else, finished or not."""
+    files = RunDirectory(config.run_directory)
+    if config.run_url is not None or not files.config.exists() or files.family.exists():
+        return False
+    keys = [line.partition(":")[0] for line in _list_differences(files, config)]
+    begun_with = load_config(files.config).train.iterations
+    return keys == ["train.iterations"] and begun_with < config.train.iterations
+
+
+def _raise_iterations(files: RunDirectory, config: Config) -> None:
+    """Make the run one that has not ended; it is resumed from its last checkpoint."""
+    before, now = load_config(files.config).train.iterations, config.train.iterations
+    if config.optim.schedule == "cosine":
+        logger.warning(
+            "train.iterations was %d and is %d: the rates of optim.schedule=cosine were those of the shorter course so far, and are "
+            "those of the longer one from here on.",
+            before,
+            now,
+        )
+    # The network too, for it would be taken for that of the last step.
+    for file in (files.result, files.model / DESCRIPTION):
+        file.unlink(missing_ok=True)
+    saved = list_checkpoints(files.checkpoints)
+    if saved:
+        line = {
+            "kind": "raised",
+            "iteration": int(saved[-1].name.removeprefix("step-")),
+            "before": before,
+        }
+        append_line(files.metrics, {**line, "iterations": now})
+    write_config(files, config)
 
 
 def check_run(config: Config, *, advice: str = OF_ANOTHER_RUN) -> None:

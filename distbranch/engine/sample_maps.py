@@ -29,7 +29,7 @@ def write_sample_maps(
 ) -> None:
     """Write `images` [n, H, W, 3] and, per dense task, codes `truth/TASK` and `found/TASK` [n, H, W, ...].
 
-    Nothing is written where no sample of the split can be read.
+    Nothing is written where no sample of the split can be read, or the data have none of the tasks.
 
     Args:
         file: an .npz without pickles; `tasks` in it describes the dense tasks.
@@ -40,7 +40,10 @@ def write_sample_maps(
     """
     dense = list(network.tasks.dense.values())
     names = {task.name for task in dense}
-    member = next(one for one in info.members if names & {task.name for task in one.tasks})
+    having = [one for one in info.members if names & {task.name for task in one.tasks}]
+    if not having:
+        return
+    member = having[0]
     split = next(name for name in SPLITS if name in member.splits)
     alone = replace(ranks, rank=0, world_size=1)
     size = network.architecture.image_size

@@ -24,12 +24,12 @@ from distbranch.engine.distributed import Ranks
 from distbranch.engine.initialisation import (
     find_lowest_layer,
     first_architecture,
-    get_finished_run,
 )
 from distbranch.engine.results import RunFiles, read_result
 from distbranch.engine.run_directory import (
     SCOUT,
     RunDirectory,
+    get_finished_run,
     read_first_decision,
     write_atomically,
 )

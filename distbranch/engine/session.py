@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from distbranch.config import Config, differences, load_config
-from distbranch.data.mixture import read_data
+from distbranch.data.mixture import add_tasks, read_data
 from distbranch.data.shards import DatasetInfo, read_dataset
 from distbranch.engine.affinities import MeasuredAffinity
 from distbranch.engine.affinities.measure import measure_affinity
@@ -17,6 +17,7 @@ from distbranch.engine.checkpoint import share_checkpoint
 from distbranch.engine.distributed import Ranks, describe_storage_failure
 from distbranch.engine.evaluate import evaluate_split
 from distbranch.engine.forks import Family
+from distbranch.engine.from_run import add_earlier_tasks, read_new_tasks
 from distbranch.engine.initialisation import (
     begin_network,
     first_architecture,
@@ -191,6 +192,8 @@ def _build_state(config: Config, ranks: Ranks, info: DatasetInfo, files: RunFile
     if checkpoint is None:
         begin_network(state.net, config, info)
     else:
+        if config.train.only == "new":
+            state.net.new_tasks = ranks.run_on_rank_zero(lambda: read_new_tasks(config))
         state.restore(checkpoint)
     ranks.run_on_rank_zero(lambda: files.write_beginning(state))
     state.verify("the start")
@@ -223,7 +226,8 @@ def _read_data_everywhere(config: Config, ranks: Ranks) -> DatasetInfo:
         )
     ranks.raise_on_all_ranks(problem)
     assert info is not None
-    return info
+    own = info
+    return add_tasks(own, ranks.run_on_rank_zero(lambda: add_earlier_tasks(config, own).tasks))
 
 
 def evaluate_run(directory: Path, split: str, data: str | None = None) -> dict[str, Any]:
@@ -237,10 +241,11 @@ def evaluate_run(directory: Path, split: str, data: str | None = None) -> dict[s
     network.tasks = build_task_set(network.tasks.tasks, config.loss)
     info = read_dataset(data) if data else read_data(config.data)
     known = {task.name: task for task in network.tasks.tasks}
+    # Of its own data a run may have fewer tasks: one whose other tasks were removed.
     other = [
         task.name
         for task in info.tasks
-        if task.name not in known or not known[task.name].is_same_task(task)
+        if data and (task.name not in known or not known[task.name].is_same_task(task))
     ]
     if other:
         raise UserError(

@@ -16,6 +16,7 @@ from distbranch.branching.tree import Split
 from distbranch.config import Config
 from distbranch.engine.artifact import Preprocessing
 from distbranch.engine.distributed import Ranks, compute_fingerprint
+from distbranch.engine.frozen_parts import KeptRows, list_frozen
 from distbranch.engine.gradient_aggregation import (
     GradientAggregation,
     SharedWeights,
@@ -50,6 +51,7 @@ class TrainedNetwork:
 
     `alternates`: whether weights and policy of AdaShare are trained in turns, for which the weights have another optimiser.
     `aggregation`: how gradients of tasks become one; None: as their sum, which DDP takes over the ranks.
+    `new_tasks`: those that `train.only: new` trains.
     """
 
     network: Network
@@ -67,6 +69,8 @@ class TrainedNetwork:
         self.preprocessing = preprocessing
         self.is_final = is_final
         self.alternates = False
+        self.new_tasks: tuple[str, ...] = ()
+        self._kept_rows: KeptRows | None = None
         self._weighting: LossWeighting | None = None
         self.aggregation: GradientAggregation | None = None
         if config.loss.aggregation != "none":
@@ -103,10 +107,17 @@ class TrainedNetwork:
         network.load_state_dict(dict(model))
         self.network = network.to(self.ranks.device)  # channels last, as made
         self.network.train()
-        self.norms = [module for module in self.network.modules() if isinstance(module, BatchNorm)]
+        only = self.config.train.only
+        if only != "all":
+            self.network.freeze(list_frozen(architecture, only, self.new_tasks))
+        if only == "new" and self.network.heads is not None:
+            self._kept_rows = KeptRows(self.network, self.new_tasks)
+        norms = [module for module in self.network.modules() if isinstance(module, BatchNorm)]
+        self.norms = [norm for norm in norms if norm.training]  # those of frozen units never are
         self.groups = group_by_tasks(self.network) if self.aggregation is not None else []
         if self._weighting is None:
-            weighting = make_weighting(self.config.loss, architecture.tasks)
+            trained = self.new_tasks if only == "new" else None
+            weighting = make_weighting(self.config.loss, architecture.tasks, trained)
             self._weighting = weighting.to(self.ranks.device)
         self.optimizer = self._build_weights_optimizer()
         if self._searches:
@@ -119,6 +130,12 @@ class TrainedNetwork:
         own_slots = {key.removeprefix(WEIGHTING): value for key, value in of_weighting}
         load_slots(self.optimizer, self.weighting, own_slots)
         self.wrap()
+
+    def step(self) -> None:
+        """One step of the optimiser of the weights."""
+        self.optimizer.step()
+        if self._kept_rows is not None:
+            self._kept_rows.restore()
 
     def alternate(self) -> None:
         """Begin to train weights and policy in turns: the weights with SGD, whatever trained them before."""

@@ -125,7 +125,9 @@ class Trainer:
         """
         self._feed = self.open_feed()
         # A fork is saved before its decision, and a failed evaluation before it is repeated: both are due at once.
-        if self.state.decision_is_due or self.state.evaluation_is_due:
+        # What was due when train.iterations ended the run is due if that is raised.
+        state = self.state
+        if state.decision_is_due or state.evaluation_is_due or state.widening_is_due:
             self._act_after_step()
 
         while not self.state.is_done:

@@ -82,7 +82,7 @@ class TrainingStep:
         norm = clip_grad_norm_(
             self.net.network.parameters(), self.config.train.clip_norm, foreach=True
         )
-        self.net.optimizer.step()
+        self.net.step()
         if weighting.compares_losses:
             self._losses_after = self.ranks.start_sum(self._sum_losses(parts))
         return rate, norm

@@ -28,6 +28,7 @@ from distbranch.errors import UsageError, UserError
 from distbranch.kinds import KINDS
 from distbranch.models.architecture import num_weights
 from distbranch.models.network import Network, restrict
+from distbranch.tasks import split_task_names
 
 LONGEST_STEM = 80
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
@@ -98,7 +99,7 @@ def export(
             "tree or a policy."
         )
     if tasks is not None:
-        tasks = _split_names(tasks, network.tasks.names)
+        tasks = split_task_names(tasks, network.tasks.names)
         network = restrict(network, tasks)
     out = out or run / "model" / f"{default_stem(tasks)}{SUFFIXES[file_format]}"
     check_can_be_written(out)
@@ -136,12 +137,6 @@ def load_predictor(place: Path) -> tuple[Predictor, Preprocessing]:
 
     model = OnnxModel(place)
     return model, model.preprocessing
-
-
-def _split_names(given: Sequence[str], known: Sequence[str]) -> list[str]:
-    """Task names out of texts that each hold one name (which may have commas) or several between commas."""
-    names = [text if text in known else text.split(",") for text in given]
-    return [part.strip() for name in names for part in ([name] if isinstance(name, str) else name)]
 
 
 def require(package: str) -> ModuleType:

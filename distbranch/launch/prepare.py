@@ -13,6 +13,7 @@ from distbranch.config.paths import is_remote
 from distbranch.data.mixture import read_data
 from distbranch.data.shards import DATASET_FILE, DatasetInfo
 from distbranch.data.sources import list_changed_options, pack_source, parse_options
+from distbranch.engine.from_run import add_earlier_tasks
 from distbranch.engine.gradient_aggregation import GradientAggregation
 from distbranch.engine.initialisation import check_pretrained, first_architecture
 from distbranch.engine.loss_weighting import make_weighting
@@ -204,6 +205,7 @@ def check_data(config: Config, info: DatasetInfo) -> None:
             raise UserError(
                 f"The data set {member.path} has no training samples. Pack one with a split named train."
             )
+    info = add_earlier_tasks(config, info)
     _warn_absent_kinds(config, info)
     _check_dense_settings(config, info)
     make_weighting(config.loss, info.tasks)  # says what is amiss, and is thrown away

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -205,12 +205,21 @@ class Architecture:
 
     def restricted(self, numbers: Sequence[int]) -> Architecture:
         """That of some of the tasks, in the given order, with the copies and blocks that these need."""
-        tasks = tuple(self.tasks[number] for number in numbers)
+        return self.retargeted([self.tasks[number] for number in numbers], numbers)
+
+    def retargeted(
+        self,
+        tasks: Sequence[Task],
+        origins: Sequence[int],
+        *,
+        apart: Collection[int] = (),
+        lowest: int = 1,
+    ) -> Architecture:
+        """That of other tasks, each of which goes the way of one of these, by its number; see `Tree.restricted`."""
+        changed = replace(self, tasks=tuple(tasks), splits=(), policy=None)
         if self.policy is not None:
-            return replace(
-                self, tasks=tasks, policy=tuple(self.policy[number] for number in numbers)
-            )
-        return replace(self, tasks=tasks, splits=self.tree.restricted(numbers).splits)
+            return changed.with_policy(tuple(self.policy[number] for number in origins))
+        return changed.with_tree(self.tree.restricted(origins, apart=apart, lowest=lowest))
 
     def cost(self) -> Cost:
         """Of all units and heads, at the image size of the backbone."""

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import cast
+from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +61,7 @@ class Network(nn.Module):
     ) -> None:
         super().__init__()
         self.architecture = architecture
+        self._frozen: list[nn.Module] = []
         self.routing = architecture.routing
         self.tasks = TaskSet(architecture.tasks)
 
@@ -156,6 +157,20 @@ class Network(nn.Module):
             return copies.branches
         return cast(list[Unit], list(cast(nn.ModuleList, copies)))
 
+    def freeze(self, parts: Iterable[str]) -> None:
+        """Keep parts, modules by name, as they are: without gradients, and with their running statistics in training too."""
+        self._frozen = [self.get_submodule(part) for part in parts]
+        for part in self._frozen:
+            part.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """As of any module; frozen parts stay in eval mode."""
+        super().train(mode)
+        for part in self._frozen:
+            part.eval()
+        return self
+
     def forward(
         self,
         images: Tensor,
@@ -173,9 +188,7 @@ class Network(nn.Module):
             below; None: as its most probable policy says.
         groups: of images that are normalised together in training; None: all of them.
         """
-        x = normalise(images, self.mean, self.std)
-        if self.input_scale is not None and self.input_shift is not None:
-            x = x * self.input_scale + self.input_shift
+        x = self._enter(images)
         routing, serving = self.routing, self.serving
         if self.baseline is not None:
             features = self.baseline(partial(self._run_some, groups), x, groups)
@@ -196,6 +209,20 @@ class Network(nn.Module):
             maps = {name: resize_maps(one, size) for name, one in outputs.maps.items()}
             outputs = Outputs(outputs.logits, maps)
         return self.tasks.split_by_task(outputs)
+
+    def _enter(self, images: Tensor) -> Tensor:
+        x = normalise(images, self.mean, self.std)
+        if self.input_scale is not None and self.input_shift is not None:
+            x = x * self.input_scale + self.input_shift
+        return x
+
+    def compute_features(self, images: Tensor) -> list[Tensor]:
+        """What the heads read [B, ...], of every node of a tree or a policy."""
+        return self._run(self._enter(images), self.routing, None)
+
+    def apply_heads(self, features: Sequence[Tensor]) -> AnyOutputs:
+        """All outputs, as of `flat`, from `compute_features`."""
+        return self._apply_heads(self.serving, features, None)
 
     def run_with_features(
         self, images: Tensor, units: Sequence[int]

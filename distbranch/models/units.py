@@ -267,7 +267,7 @@ def run_unit(
         if (
             groups is None
             or groups.are_whole
-            or not copies[0].training
+            or not all(copy.training for copy in copies)
             or not copies[0].has_one_norm
         ):
             return [copy(x, groups) for copy, x in zip(copies, inputs, strict=True)]

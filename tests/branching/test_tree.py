@@ -110,3 +110,13 @@ def test_the_tree_of_some_tasks_keeps_who_shares_what() -> None:
             )
     assert tree.restricted(range(5)) == tree
     assert tree.restricted((0, 3)).splits == ()
+
+
+def test_a_task_that_leaves_the_way_of_another_one_has_a_branch_of_its_own_from_there_up() -> None:
+    added = GROWN.restricted((0, 1, 2, 3, 4, 1), apart=[5], lowest=4)
+    assert added.branches(4) == ((0, 3), (1, 4), (5,), (2,))
+    assert added.branches(3) == ((0, 2, 3), (1, 4, 5))
+    from_below = GROWN.restricted((0, 1, 2, 3, 4, 1), apart=[5], lowest=2)
+    assert from_below.branches(3) == ((0, 2, 3), (1, 4), (5,))
+    assert from_below.branches(2) == ((0, 1, 2, 3, 4), (5,))
+    assert GROWN.restricted((0, 1, 2, 3, 4, 1)).branches(4) == ((0, 3), (1, 4, 5), (2,))

@@ -206,6 +206,48 @@ def test_every_copy_of_a_unit_begins_from_the_pretrained_one(
     assert environment["pretrained_sha256"] == file_sha256(tmp_path / "own.safetensors")
 
 
+def test_a_linear_probe_of_a_pretrained_network_leaves_units_and_statistics_as_the_file_has_them(
+    tiny_data: Path, tmp_path: Path
+) -> None:
+    model = timm.create_model("resnet18", **TIMM["model"]["arguments"])
+    model.train()(torch.rand(4, 3, 32, 32))  # so that no statistic is that of a new network
+    save_file(model.state_dict(), tmp_path / "own.safetensors")
+    begun = TIMM["model"] | {"pretrained": str(tmp_path / "own.safetensors")}
+    changes = {"model": begun, "method": {"name": "fixed"}, "train.iterations": 3}
+    run = trained(config_of(tiny_data, tmp_path, **TIMM | changes, **{"train.only": "heads"}))
+    found, held = weights_of(run), model.state_dict()
+    own = [name for name in found if "layer4_1" in name and name.endswith("weight")]
+    of_file = [held[name] for name in held if "layer4.1" in name and name.endswith("weight")]
+    assert len(own) == len(of_file) == 4
+    for name in own:
+        assert any(
+            torch.equal(found[name], value) for value in of_file if value.shape == found[name].shape
+        )
+    means = [found[name] for name in found if "layer4_1" in name and "running_mean" in name]
+    for mean in means:
+        assert any(
+            torch.equal(mean, held[f"layer4.1.bn{number}.running_mean"]) for number in (1, 2)
+        )
+
+
+def test_a_run_takes_the_policy_of_an_earlier_one(
+    searched: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    model = TIMM["model"] | {"from_run": str(searched)}
+    changes = {
+        "model": model,
+        "method": {"name": "fixed"},
+        "train.iterations": 1,
+        "optim.lr": 1e-12,
+    }
+    run = trained(config_of(tiny_data, tmp_path, **TIMM | changes))
+    before, after = (json.loads((one / "policy.json").read_text()) for one in (searched, run))
+    assert after["policy"] == before["policy"]
+    found, held = weights_of(run), weights_of(searched)
+    assert found.keys() == held.keys()
+    torch.testing.assert_close(found["heads.weight"], held["heads.weight"], rtol=0, atol=1e-6)
+
+
 def test_a_run_that_was_begun_needs_its_pretrained_file_no_more(
     tiny_data: Path, ranks: RankServer, tmp_path: Path
 ) -> None:

@@ -95,7 +95,7 @@ def _add_chunks(
         for name, part in found.items():
             sums[name] = sums.get(name, 0) + part.detach().double()
 
-    _visit_sample(add, network, info, config, ranks, num_samples)
+    visit_sample(add, network, info, config, ranks, num_samples)
     # A rank may have no chunk of a small sample, but rank 0 has the first one.
     shapes = ranks.broadcast({name: tuple(part.shape) for name, part in sums.items()})
     parts = []
@@ -122,7 +122,7 @@ def _count_pairs(
         margins.append(network.tasks.compute_margins(outputs, labels))
         observed.append(~labels.isnan())
 
-    _visit_sample(keep, network, info, config, ranks, num_samples)
+    visit_sample(keep, network, info, config, ranks, num_samples)
     # The mean margins of the whole sample tell what is difficult, so pairs are counted when all are known.
     stats = AffinityStats(num_tasks, decay=1.0, device=ranks.device)
     own = stats.margin_sums(torch.cat(margins), torch.cat(observed))
@@ -131,7 +131,7 @@ def _count_pairs(
     return stats.with_pair_sums(ranks.sum_on_rank_zero(stats.pair_sums()))
 
 
-def _visit_sample(
+def visit_sample(
     visit: Callable[[Tensor, AnyLabels], None],
     network: Network,
     info: DatasetInfo,

@@ -19,7 +19,7 @@ from distbranch.config.reading import read_with_bases
 from distbranch.engine.remote_run import RemoteRun
 from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import RunDirectory
-from distbranch.engine.run_start import begin_run
+from distbranch.engine.run_start import begin_run, raises_iterations
 from distbranch.errors import UsageError, UserError
 from distbranch.launch.jobs import (
     TIME_FORMAT,
@@ -90,7 +90,7 @@ def submit_ray_job(
     command = _make_command(config_path, overrides, config.plugins)
     place = config.run_url or config.run_directory
     is_seen = _is_seen(config)
-    if read_result(config.run_directory) is not None:
+    if read_result(config.run_directory) is not None and not raises_iterations(config):
         say(f"The run {place} is finished; nothing was submitted.")
         return 0
 

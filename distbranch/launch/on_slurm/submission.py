@@ -21,7 +21,7 @@ from distbranch.config import Config, load_config, to_yaml
 from distbranch.config.paths import is_remote
 from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import RunDirectory, write_atomically
-from distbranch.engine.run_start import begin_run
+from distbranch.engine.run_start import begin_run, raises_iterations
 from distbranch.errors import UsageError, UserError
 from distbranch.launch.jobs import (
     TIME_FORMAT,
@@ -85,7 +85,7 @@ def submit_runs(
             f"--executor local has one node, this machine, found --nodes {resources.nodes}."
         )
     checked = [_resolve_config(config, resources) for config in runs]
-    waiting = [config for config in checked if not _is_settled(config.run_directory, say)]
+    waiting = [config for config in checked if not _is_settled(config, say)]
     if not waiting:
         return []
 
@@ -207,8 +207,9 @@ def _fit_to_allocation(config: Config, resources: Resources) -> Config:
     return config
 
 
-def _is_settled(run_directory: Path, say: Say) -> bool:
-    if read_result(run_directory) is not None:
+def _is_settled(config: Config, say: Say) -> bool:
+    run_directory = config.run_directory
+    if read_result(run_directory) is not None and not raises_iterations(config):
         say(f"The run {run_directory} is finished already.")
         return True
     job = read_job(run_directory)

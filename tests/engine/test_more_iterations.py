@@ -1,0 +1,65 @@
+"""train.iterations of a run is raised: the same command goes on from its last checkpoint."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rank_server import RankServer
+from tiny_runs import assert_same_content, config_of, lines_of, train_tiny
+
+SCHEDULES = [{"optim.schedule": "constant"}, {"optim.schedule": "step", "optim.decay_every": 5}]
+SHORT = {"train.evaluate_every": 0, "method.round_iterations": 4}
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_finished_run_that_goes_on_is_the_run_of_all_its_steps(
+    schedule: dict[str, Any], tiny_data: Path, tmp_path: Path
+) -> None:
+    values = SHORT | schedule
+    whole = config_of(tiny_data, tmp_path / "whole", **values, **{"train.iterations": 14})
+    assert train_tiny(whole)["end"] == "done"
+    # It ends where a round does, whose decision is taken when it goes on.
+    for iterations in (8, 14):
+        config = config_of(tiny_data, tmp_path, **values, **{"train.iterations": iterations})
+        assert train_tiny(config)["end"] == "done"
+    assert_same_content(tmp_path / "tiny", tmp_path / "whole" / "tiny")
+    (raised,) = lines_of(tmp_path / "tiny" / "metrics.jsonl", "raised")
+    assert raised == {"kind": "raised", "iteration": 8, "before": 8, "iterations": 14}
+    (resumed,) = lines_of(tmp_path / "tiny" / "metrics.jsonl", "resumed")
+    assert resumed["iteration"] == 8
+
+
+def test_two_ranks_go_on_as_one_run(tiny_data: Path, ranks: RankServer, tmp_path: Path) -> None:
+    values = SHORT | SCHEDULES[0] | {"launch.workers": 2}
+    whole = config_of(tiny_data, tmp_path / "whole", **values, **{"train.iterations": 10})
+    short, longer = (
+        config_of(tiny_data, tmp_path, **values, **{"train.iterations": iterations})
+        for iterations in (6, 10)
+    )
+    for config in (whole, short, longer):
+        for ended in ranks.call_all(train_tiny, 2, config=config):
+            assert ended["end"] == "done", ended["message"]
+    assert_same_content(tmp_path / "tiny", tmp_path / "whole" / "tiny")
+
+
+def test_a_cosine_is_that_of_the_longer_course_from_there_on_which_is_told(
+    tiny_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    values = SHORT | {"train.log_every": 1, "method": {"name": "fixed"}}
+    for iterations in (4, 8):
+        config = config_of(tiny_data, tmp_path, **values, **{"train.iterations": iterations})
+        assert train_tiny(config)["end"] == "done"
+    rates = [line["learning_rate"] for line in lines_of(tmp_path / "tiny/metrics.jsonl", "train")]
+    assert rates[3] < rates[4] == pytest.approx(0.005)  # half of it, at half of the way
+    assert "longer one from here on" in caplog.text
+
+
+def test_fewer_iterations_are_another_run(tiny_data: Path, tmp_path: Path) -> None:
+    values = SHORT | {"method": {"name": "fixed"}}
+    done = config_of(tiny_data, tmp_path, **values, **{"train.iterations": 4})
+    assert train_tiny(done)["end"] == "done"
+    fewer = config_of(tiny_data, tmp_path, **values, **{"train.iterations": 3})
+    ended = train_tiny(fewer)
+    assert ended["end"] == "failed"
+    assert "train.iterations: 4 -> 3" in ended["message"]
+    assert (tmp_path / "tiny" / "result.json").exists()
