@@ -258,9 +258,9 @@ class LossConfig(Section):
     """What is minimised."""
 
     functions: dict[str, str] = Field({}, json_schema_extra={"range": "{KIND OF TASK: NAME}"})
-    """The loss of a kind of task, such as `{binary: focal}`: `cross-entropy` or `focal` (gamma 2) of binary and categorical tasks,
-    `cross-entropy` of ordinal ones, `smooth-l1` or `squared-error` of numbers; of dense tasks `absolute`, `log` or `berhu` of depth, and
-    one each of segmentation, normals and heat. A kind that is not named has the first of its own."""
+    """The loss of a kind of task, such as `{binary: focal}`: `cross-entropy`, `focal` (gamma 2) or `asymmetric` of binary
+    and categorical tasks, `cross-entropy` of ordinal ones, `smooth-l1` or `squared-error` of numbers; of dense tasks `absolute`, `log`
+    or `berhu` of depth, and one each of segmentation, normals and heat. A kind that is not named has the first of its own."""
     weights: dict[str, Positive] = Field({}, json_schema_extra={"range": "{TASK: > 0}"})
     """What the loss of a task is multiplied by, before any `weighting`; a task that is not named has the weight of its kind: 1, but 3
     of normals and 7 of heat."""
@@ -279,10 +279,18 @@ class LossConfig(Section):
     over: Literal["samples", "pixels"] = "samples"
     """Of dense tasks: what a batch's loss is the mean over. `samples`: of each the mean over its labelled pixels; `pixels`: all
     labelled pixels of the batch, so that a sample with few of them weighs less."""
-    class_weights: dict[str, tuple[Positive, ...]] = Field(
-        {}, json_schema_extra={"range": "{TASK: [> 0, ...]}"}
+    class_weights: dict[str, Literal["balanced"] | tuple[Positive, ...]] = Field(
+        {}, json_schema_extra={"range": "{TASK: balanced | [> 0, ...]}"}
     )
-    """Of segmentation tasks: what a pixel weighs by its class, one weight per class in the order of the data set."""
+    """What a sample (of segmentation a pixel) weighs by its class, one weight per class in the order of the data set; `balanced`: n /
+    (K n_c), by the counts of the training labels, at most 100."""
+    positive_weights: Literal["auto"] | dict[str, Literal["auto"] | Positive] = Field(
+        {}, json_schema_extra={"range": "auto | {TASK: auto | > 0}"}
+    )
+    """Of binary tasks: what a sample weighs whose label is 1; `auto`: as many as there are labels 0 for one of 1 in training, at most
+    100. `auto` alone is that of all binary tasks."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Of binary and categorical tasks: this part of each label is spread evenly over all classes."""
 
     @field_validator("functions")
     @classmethod
@@ -290,6 +298,16 @@ class LossConfig(Section):
         for kind, name in functions.items():
             check_name(f"{kind}:{name}", what="loss")
         return functions
+
+    @model_validator(mode="after")
+    def _smooths_what_can_be(self) -> Self:
+        function = self.functions.get("categorical", "cross-entropy")
+        if self.label_smoothing and function != "cross-entropy":
+            raise ValueError(
+                f"label_smoothing={self.label_smoothing:g} is of the cross-entropy of categorical tasks, found "
+                f"functions.categorical={function}; leave one of them out"
+            )
+        return self
 
 
 class MetricsConfig(Section):

@@ -96,6 +96,7 @@ class RunFiles:
             data=state.info.fingerprint,
             plugins=self.config.plugins,
             pretrained=hash_pretrained(self.config, self.directory, is_beginning=is_beginning),
+            label_weights=state.label_weights,
         )
         if self.config.method.widen_at is not None:  # what it is read from may be gone by then
             given = read_given_tree(self.config, state.net.network.architecture)
@@ -156,6 +157,8 @@ class RunFiles:
             summary["folded_weights"] = architecture.folded.cost().weights
         if config.model.widths is not None:  # a key that only such runs have
             summary["widths"] = config.model.widths
+        if state.label_weights:
+            summary["label_weights"] = state.label_weights
         decision = read_first_decision(self.directory)
         if config.method.has_scout and decision is not None:
             scout = decision["scout"]

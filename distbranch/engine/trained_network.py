@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from distbranch.branching.routing import SHARED
 from distbranch.branching.tree import Split
 from distbranch.config import Config
+from distbranch.config.sections import LossConfig
 from distbranch.engine.artifact import Preprocessing
 from distbranch.engine.distributed import Ranks, compute_fingerprint
 from distbranch.engine.gradient_aggregation import (
@@ -49,6 +50,7 @@ class TrainedNetwork:
     """What one rank trains. `is_final` says that no further widening follows, which is when compiling pays.
 
     `alternates`: whether weights and policy of AdaShare are trained in turns, for which the weights have another optimiser.
+    `loss`: that of `config` with weights of labels in numbers (`label_weights.with_counted_weights`).
     `aggregation`: how gradients of tasks become one; None: as their sum, which DDP takes over the ranks.
     """
 
@@ -60,9 +62,16 @@ class TrainedNetwork:
     wrapped: nn.Module
 
     def __init__(
-        self, config: Config, ranks: Ranks, preprocessing: Preprocessing, *, is_final: bool
+        self,
+        config: Config,
+        ranks: Ranks,
+        preprocessing: Preprocessing,
+        *,
+        is_final: bool,
+        loss: LossConfig | None = None,
     ) -> None:
         self.config = config
+        self.loss = loss or config.loss
         self.ranks = ranks
         self.preprocessing = preprocessing
         self.is_final = is_final
@@ -99,7 +108,7 @@ class TrainedNetwork:
     ) -> None:
         """A new network, optimiser and wrapper; `slots` are the optimiser's tensors as `parameter:slot`."""
         network = Network(architecture, self.preprocessing.mean, self.preprocessing.std)
-        network.tasks = build_task_set(architecture.tasks, self.config.loss)
+        network.tasks = build_task_set(architecture.tasks, self.loss)
         network.load_state_dict(dict(model))
         self.network = network.to(self.ranks.device)  # channels last, as made
         self.network.train()

@@ -23,6 +23,7 @@ from distbranch.engine.policy_search import PolicySearch, make_policy_record
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.engine.trained_network import TrainedNetwork
 from distbranch.errors import SharedError, UserError
+from distbranch.label_weights import with_counted_weights
 from distbranch.models.architecture import Architecture
 from distbranch.models.earlier_runs import is_earlier, rename_earlier
 
@@ -78,7 +79,10 @@ class TrainingState:
         self.progress = Progress(growing=config.method.grows)
         self.stats = AffinityStats(len(info.tasks), config.method.decay, ranks.device)
         self.window = StepWindow(len(info.tasks), ranks.device)
-        self.net = TrainedNetwork(config, ranks, self.preprocessing, is_final=self.is_final)
+        loss = with_counted_weights(config.loss, info.tasks, info.splits["train"].labels)
+        self.net = TrainedNetwork(
+            config, ranks, self.preprocessing, is_final=self.is_final, loss=loss
+        )
         self.rounding = rounding
         self.bf16 = rounding[-1]["precision"] == "bf16"
         self.was_resumed = False
@@ -165,6 +169,15 @@ class TrainingState:
     def architecture(self) -> Architecture:
         """Of the network as it answers: of a search that of its most probable decisions."""
         return self.net.network.served_architecture
+
+    @property
+    def label_weights(self) -> dict[str, Any]:
+        """The weights of labels in numbers, by key of `loss` and task; nothing where none were given."""
+        given = {
+            "class_weights": self.net.loss.class_weights,
+            "positive_weights": self.net.loss.positive_weights,
+        }
+        return {key: weights for key, weights in given.items() if weights}
 
     def progress_fields(self, *, may_wait: bool = True) -> dict[str, Any]:
         """Where the run stands, as it is logged and shown.
