@@ -196,6 +196,17 @@ class TrainConfig(Section):
     """Steps between lines of metrics.jsonl."""
     profile: bool = False
     """Write a torch.profiler trace of 5 steps."""
+    keep: Literal["last", "best"] = "last"
+    """Whose weights the run ends with: those of the last step, or of the best evaluation on `val` since the tree became what it is."""
+    keep_metric: str | None = None
+    """What `keep: best` and `patience` judge by: a mean over tasks, such as average_precision, or `loss`; if empty the first metric
+    that the data have."""
+    patience: CountOrZero = 0
+    """Evaluations on `val` without a better one after which training ends; they count when the tree grows no more. 0: it goes to the
+    last step."""
+    ema: float = Field(0.0, ge=0, lt=1)
+    """Decay of a moving average of weights and running statistics, which is what is evaluated and what the run ends with; after k steps
+    at most (1 + k) / (10 + k), so that the first weights are soon forgotten. 0: none."""
 
     @model_validator(mode="before")
     @classmethod
@@ -210,6 +221,20 @@ class TrainConfig(Section):
             )
         # Configs of finished runs have it, where it was off.
         return kept
+
+    @model_validator(mode="after")
+    def _has_evaluations_to_judge_by(self) -> Self:
+        if self.judges_evaluations and not self.evaluate_every:
+            raise ValueError(
+                f"train.keep={self.keep} with train.patience={self.patience} judges evaluations on val while the run trains: give "
+                "train.evaluate_every, the steps between two of them"
+            )
+        return self
+
+    @property
+    def judges_evaluations(self) -> bool:
+        """Whether the best evaluation on `val` is remembered."""
+        return self.keep == "best" or self.patience > 0
 
     @model_validator(mode="after")
     def _has_whole_groups(self) -> Self:
@@ -442,6 +467,11 @@ class Config(Section):
         if name != "adashare" and self.adashare != AdaShareConfig():
             raise ValueError(
                 f"the section adashare is for method.name=adashare, found {name}; leave it out"
+            )
+        if self.searches and (self.train.judges_evaluations or self.train.ema):
+            raise ValueError(
+                "a search for a policy ends with what its last cycle found: leave out train.keep, train.patience and train.ema, and "
+                "give them to the run that trains with the policy (adashare.policy)"
             )
         self._has_a_loss_that_suits()
         return self

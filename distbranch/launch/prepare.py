@@ -14,6 +14,7 @@ from distbranch.config.sections import LossConfig
 from distbranch.data.mixture import read_data
 from distbranch.data.shards import DATASET_FILE, DatasetInfo
 from distbranch.data.sources import list_changed_options, pack_source, parse_options
+from distbranch.engine.best_weights import BestWeights
 from distbranch.engine.gradient_aggregation import GradientAggregation
 from distbranch.engine.initialisation import check_pretrained, first_architecture
 from distbranch.engine.loss_weighting import make_weighting
@@ -210,6 +211,7 @@ def check_data(config: Config, info: DatasetInfo) -> None:
     _check_dense_settings(config, info)
     _check_label_weights(config.loss, info)
     make_weighting(config.loss, info.tasks)  # says what is amiss, and is thrown away
+    BestWeights(config.train, info)  # likewise
     if config.loss.aggregation != "none":
         GradientAggregation(config.loss.aggregation, config.seed)
     _check_views(config.data, info)
