@@ -1,19 +1,25 @@
 """Rare labels: weights by class and of positives, counted or given, and losses that fit them."""
 
+import json
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from rank_server import RankServer
 from sklearn.utils.class_weight import compute_class_weight
 from timm.loss import AsymmetricLossMultiLabel, AsymmetricLossSingleLabel
+from tiny_runs import config_of, train_tiny
 from torch import Tensor
 from torch.nn import functional
 
 from distbranch.config import load_config
 from distbranch.config.sections import LossConfig
+from distbranch.data.shards import read_dataset
+from distbranch.engine.session import evaluate_run
 from distbranch.errors import UsageError, UserError
 from distbranch.kinds.label_counts import ClassCounts
 from distbranch.label_weights import MAX_WEIGHT, with_counted_weights
@@ -174,3 +180,25 @@ def test_labels_are_smoothed_for_the_cross_entropy_of_classes_alone() -> None:
     given = ["loss.label_smoothing=0.1", "loss.functions={categorical: focal}"]
     with pytest.raises(UsageError, match=r"label_smoothing=0.1 .*categorical=focal"):
         load_config({}, given)
+
+
+def test_two_ranks_count_the_same_weights_record_them_and_are_evaluated_with_them(
+    tiny_data: Path, ranks: RankServer, tmp_path: Path
+) -> None:
+    changes = {"train.iterations": 2, "train.evaluate_every": 0, "launch.workers": 2}
+    changes |= {"loss.class_weights": {"kind": "balanced"}, "loss.positive_weights": "auto"}
+    config = config_of(tiny_data, tmp_path, **changes, **{"method.name": "fixed"})
+    for one in ranks.call_all(train_tiny, 2, config=config):
+        assert one["end"] == "done", one["message"]
+    result = json.loads((tmp_path / "tiny" / "result.json").read_text())
+    counts = read_dataset(tiny_data).splits["train"].labels
+    of_cells = {f"cell-{n}": counts[f"cell-{n}"] for n in range(7)}
+    assert result["label_weights"]["positive_weights"] == {
+        name: own["0"] / own["1"] for name, own in of_cells.items()
+    }
+    kind = counts["kind"]
+    total = kind["low"] + kind["middle"] + kind["high"]
+    expected = [total / (3 * kind[name]) for name in ("low", "middle", "high")]
+    assert result["label_weights"]["class_weights"]["kind"] == pytest.approx(expected)
+    again = evaluate_run(tmp_path / "tiny", "val")
+    assert again["loss"] == pytest.approx(result["metrics"]["val"]["loss"])

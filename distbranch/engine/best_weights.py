@@ -79,8 +79,13 @@ class BestWeights:
         return 0 < self.patience <= self.num_worse
 
     def describe(self) -> dict[str, Any]:
-        """Metric, value and step of the best evaluation, for the result."""
-        return {"metric": self.metric, "value": self.value, "iteration": self.iteration}
+        """Metric, value and step of the best evaluation, and whether its weights are kept, for the result."""
+        return {
+            "metric": self.metric,
+            "value": self.value,
+            "iteration": self.iteration,
+            "is_kept": self.is_kept,
+        }
 
     def to_json(self) -> dict[str, Any]:
         """What a checkpoint holds beside the weights."""

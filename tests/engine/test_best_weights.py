@@ -140,7 +140,7 @@ def test_the_best_weights_since_the_last_widening_are_those_of_the_finished_run(
     assert served.keys() == seen[3].keys()
     assert all(torch.equal(value, seen[3][name]) for name, value in served.items())
     result = json.loads((run / "result.json").read_text())
-    assert result["best"] == {"metric": "accuracy", "value": 0.6, "iteration": 24}
+    assert result["best"] == {"metric": "accuracy", "value": 0.6, "iteration": 24, "is_kept": True}
     assert result["metrics"]["val"]["mean"]["accuracy"] == 0.6
     ends = [line for line in lines_of(run / "metrics.jsonl", "evaluation") if "weights_of" in line]
     assert [(line["split"], line["weights_of"]) for line in ends] == [("val", 24), ("test", 24)]
@@ -179,7 +179,7 @@ def test_patience_ends_training_after_the_same_step_on_one_rank_and_on_two(
             assert one["end"] == "done", one["message"]
         result = json.loads((folder / "tiny" / "result.json").read_text())
         assert (result["iterations"], result["ended_by"]) == (ends_at, "patience")
-        assert result["best"] == {"metric": "top3", "value": 1.0, "iteration": 3}
+        assert result["best"] == {"metric": "top3", "value": 1.0, "iteration": 3, "is_kept": False}
 
 
 @pytest.mark.parametrize(
