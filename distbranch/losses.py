@@ -8,6 +8,7 @@ and returns the loss of every pixel [B, H, W].
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,9 +18,14 @@ from distbranch.config.sections import LossConfig
 from distbranch.kinds import KINDS, Loss
 from distbranch.kinds.dense import DenseKind
 from distbranch.registry import Registry
-from distbranch.tasks import MapLosses, Task, TaskSet
+from distbranch.tasks import LossOptions, Task, TaskSet
 
 GAMMA = 2.0  # of the focal loss: its authors' choice, and the best of their table
+# Of the asymmetric loss, its authors' (Ridnik et al. 2021): a negative that is almost right counts next to nothing, and below a
+# probability of SHIFT nothing.
+GAMMA_POSITIVE, GAMMA_NEGATIVE = 1.0, 4.0
+SHIFT = 0.05
+ASYMMETRIC_SMOOTHING = 0.1  # of classes, without which no wrong class would count
 BERHU_SHARE = 0.2  # of the largest error, above which the loss is a parabola (Laina et al. 2016)
 
 LOSSES: Registry[Loss] = Registry("loss")
@@ -59,6 +65,30 @@ def compute_categorical_focal(logits: Tensor, labels: Tensor) -> Tensor:
     return (1 - (-cross_entropy).exp()) ** GAMMA * cross_entropy
 
 
+@LOSSES.register("binary:asymmetric")
+def compute_binary_asymmetric(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy times (1 - p)^gamma of what is true, with a larger gamma for no than for yes (Ridnik et al. 2021)."""
+    logits = logits.squeeze(2)
+    positive = logits.sigmoid()
+    negative = (1 - positive + SHIFT).clamp(max=1)
+    cross_entropy = -labels * functional.logsigmoid(logits) - (1 - labels) * negative.log()
+    wrong = 1 - labels * positive - (1 - labels) * negative
+    gamma = GAMMA_POSITIVE * labels + GAMMA_NEGATIVE * (1 - labels)
+    return wrong**gamma * cross_entropy
+
+
+@LOSSES.register("categorical:asymmetric")
+def compute_categorical_asymmetric(logits: Tensor, labels: Tensor) -> Tensor:
+    """Smoothed cross-entropy whose terms are multiplied by (1 - p)^1 of the true class, p^4 of the others (Ridnik et al. 2021)."""
+    logs = logits.log_softmax(dim=2)
+    shares = logs.exp()
+    is_true = functional.one_hot(labels.long(), logits.shape[2]).bool()
+    focus = torch.where(is_true, (1 - shares) ** GAMMA_POSITIVE, shares**GAMMA_NEGATIVE)
+    spread = ASYMMETRIC_SMOOTHING / logits.shape[2]
+    targets = torch.where(is_true, 1 - ASYMMETRIC_SMOOTHING + spread, spread)
+    return -(targets * focus * logs).sum(dim=2)
+
+
 @LOSSES.register("depth:log")
 def compute_log_error(outputs: Tensor, targets: Tensor) -> Tensor:
     """|log(1 + z) - log(1 + t)| of depth z and truth t: near things weigh more; below 0 the logarithm is that of |z|, with a minus."""
@@ -80,16 +110,37 @@ def compute_berhu(outputs: Tensor, targets: Tensor) -> Tensor:
     return torch.where(errors <= limit, errors, (errors.square() + limit**2) / (2 * limit))
 
 
-def choose_losses(functions: Mapping[str, str]) -> dict[str, Loss]:
-    """The losses of `loss.functions` by kind of task."""
-    return {kind: LOSSES[f"{kind}:{name}"] for kind, name in functions.items()}
+def choose_losses(functions: Mapping[str, str], smoothing: float = 0.0) -> dict[str, Loss]:
+    """The losses of `loss.functions` by kind of task, with `loss.label_smoothing`."""
+    losses = {kind: LOSSES[f"{kind}:{name}"] for kind, name in functions.items()}
+    if smoothing:
+        of_binary = losses.get("binary", KINDS["binary"].compute_loss)
+        losses["binary"] = partial(_compute_smoothed_binary, of_binary, smoothing)
+        losses["categorical"] = partial(_compute_smoothed_categorical, smoothing)
+    return losses
+
+
+def _compute_smoothed_binary(
+    loss: Loss, smoothing: float, logits: Tensor, labels: Tensor
+) -> Tensor:
+    return loss(logits, labels * (1 - smoothing) + smoothing / 2)
+
+
+def _compute_smoothed_categorical(smoothing: float, logits: Tensor, labels: Tensor) -> Tensor:
+    return functional.cross_entropy(
+        logits.movedim(2, 1), labels.long(), reduction="none", label_smoothing=smoothing
+    )
 
 
 def build_task_set(tasks: Sequence[Task], config: LossConfig) -> TaskSet:
     """Tasks with the losses that a configuration chooses.
 
     Raises:
-        UserError: class weights of a task that has no classes per pixel, or another number of them.
+        UserError: class weights of a task that has another number of classes.
     """
-    for_maps = MapLosses(config.at, config.class_weights)
-    return TaskSet(tasks, choose_losses(config.functions), for_maps)
+    # Of words it needs the numbers (label_weights.py), and float() takes no word.
+    class_weights = {name: tuple(map(float, own)) for name, own in config.class_weights.items()}
+    assert not isinstance(config.positive_weights, str)
+    positive_weights = {name: float(own) for name, own in config.positive_weights.items()}
+    options = LossOptions(config.at, class_weights, positive_weights)
+    return TaskSet(tasks, choose_losses(config.functions, config.label_smoothing), options)

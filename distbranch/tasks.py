@@ -86,15 +86,17 @@ class Task:
 
 
 @dataclass(frozen=True)
-class MapLosses:
-    """How the losses of dense tasks are taken.
+class LossOptions:
+    """How losses are taken.
 
-    at: `input`: outputs are resized to the labels, `output`: labels are sampled at the centres of the outputs' pixels.
-    class_weights: of the classes of segmentation tasks, by name of the task.
+    at: of dense tasks; `input`: outputs are resized to the labels, `output`: labels are sampled at the centres of the outputs' pixels.
+    class_weights: what a sample, or a pixel, weighs by its class, by name of the task.
+    positive_weights: what a sample weighs whose label is 1, by name of the binary task; of a soft label so much of it.
     """
 
     at: str = "input"
     class_weights: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    positive_weights: Mapping[str, float] = field(default_factory=dict)
 
 
 class TaskSet:
@@ -106,18 +108,18 @@ class TaskSet:
     Args:
         tasks: in the order of their labels.
         losses: instead of that of its kind, by kind.
-        for_maps: how those of dense tasks are taken.
+        options: how they are taken.
     """
 
     def __init__(
         self,
         tasks: Sequence[Task],
         losses: Mapping[str, Loss] | None = None,
-        for_maps: MapLosses | None = None,
+        options: LossOptions | None = None,
     ) -> None:
         self.tasks = tuple(tasks)
         self.losses = dict(losses or {})
-        self.for_maps = for_maps or MapLosses()
+        self.options = options or LossOptions()
         self.names = tuple(task.name for task in self.tasks)
         doubled = sorted(name for name, count in Counter(self.names).items() if count > 1)
         if doubled or not self.names:
@@ -127,7 +129,7 @@ class TaskSet:
             )
         self.num_tasks = len(self.tasks)
         self.dense = {number: task for number, task in enumerate(self.tasks) if task.is_dense}
-        _check_class_weights(self.for_maps.class_weights, self.tasks)
+        _check_class_weights(self.options.class_weights, self.tasks)
         self.columns = locate_outputs(self.tasks)
         self.num_outputs = count_logits(self.tasks)
         # Tasks of one kind and number of outputs are computed together.
@@ -144,15 +146,27 @@ class TaskSet:
         self._standards = [(task.mean, task.deviation) for task in self.tasks]
         self._is_standardised = set(self._standards) != {(0.0, 1.0)}
         self._standards_on: dict[torch.device, Tensor] = {}
-        self._class_weights_on: dict[tuple[str, torch.device], Tensor] = {}
+        self._weights_on: dict[tuple[str, torch.device], Tensor] = {}
+        self._by_class = {
+            number: task.name
+            for number, task in enumerate(self.tasks)
+            if task.name in self.options.class_weights and not task.is_dense
+        }
+        self._positive_weights = [
+            self.options.positive_weights.get(name, 1.0) for name in self.names
+        ]
+        self._weighs_labels = bool(self._by_class) or set(self._positive_weights) != {1.0}
 
     def compute_losses(self, outputs: AnyOutputs, labels: AnyLabels) -> Tensor:
         """The loss of every sample and task [B, T]; 0, with gradient 0, where unlabelled.
 
         outputs: [B, O], with the maps of dense tasks; labels: [B, T], likewise. The loss of a dense task is the mean over the
-        labelled pixels of the sample.
+        labelled pixels of the sample; that of others is multiplied by what the label weighs.
         """
-        return self._compute_all(self._losses, outputs, labels)
+        losses = self._compute_all(self._losses, outputs, labels)
+        if self._weighs_labels:
+            losses = losses * self._weigh_labels(labels).to(losses.dtype)
+        return losses
 
     @torch.no_grad()
     def compute_margins(
@@ -167,7 +181,7 @@ class TaskSet:
 
     def select(self, tasks: Sequence[Task]) -> TaskSet:
         """Some of the tasks, with the same losses."""
-        return TaskSet(tasks, self.losses, self.for_maps)
+        return TaskSet(tasks, self.losses, self.options)
 
     def count_loss_pixels(self, outputs: AnyOutputs, labels: AnyLabels) -> Tensor:
         """Over how many labelled pixels of each sample the loss of each dense task is the mean [B, D]; weighted ones count so much.
@@ -281,25 +295,38 @@ class TaskSet:
         kind = KINDS[task.kind]
         assert isinstance(kind, DenseKind)
         codes = labels.maps[task.name]
-        if self.for_maps.at == "output":
+        if self.options.at == "output":
             codes = sample_codes(codes, maps.shape[-2:])
         targets = kind.decode_labels(task, codes)
         weights = kind.find_valid(codes).to(torch.promote_types(maps.dtype, torch.float32))
-        if task.name in self.for_maps.class_weights:
-            of_classes = self._load_class_weights(task.name, weights.device)
+        if task.name in self.options.class_weights:
+            of_classes = self._load_weights(task.name, weights.device)
             weights = weights * of_classes.to(weights.dtype)[targets]
         return codes.shape[-2:], targets, weights
 
-    def _load_class_weights(self, name: str, device: torch.device) -> Tensor:
-        """Those of a task on a device, where they stay: a copy at every step would make the host wait for a GPU."""
-        if (name, device) not in self._class_weights_on:
-            given = torch.tensor(self.for_maps.class_weights[name], dtype=torch.float64)
-            self._class_weights_on[name, device] = given.to(device)
-        return self._class_weights_on[name, device]
+    def _weigh_labels(self, labels: AnyLabels) -> Tensor:
+        """What the label of every sample weighs [B, T], in float64; 1 of dense tasks, whose pixels are weighed."""
+        values = labels.values if isinstance(labels, Labels) else labels
+        known = values.nan_to_num().double()
+        positive = self._load_weights("", known.device)
+        weights = torch.lerp(torch.ones_like(positive), positive, known)
+        for number, name in self._by_class.items():
+            weights[:, number] = self._load_weights(name, known.device)[known[:, number].long()]
+        return weights
+
+    def _load_weights(self, name: str, device: torch.device) -> Tensor:
+        """Those of the classes of a task, or of all positives (of no name), on a device.
+
+        They stay there: a copy at every step would make the host wait for a GPU.
+        """
+        if (name, device) not in self._weights_on:
+            given = self.options.class_weights[name] if name else self._positive_weights
+            self._weights_on[name, device] = torch.tensor(given, dtype=torch.float64).to(device)
+        return self._weights_on[name, device]
 
 
 def _check_class_weights(given: Mapping[str, Sequence[float]], tasks: Sequence[Task]) -> None:
-    known = {task.name: task for task in tasks if task.is_dense and task.classes}
+    known = {task.name: task for task in tasks}
     for name, weights in given.items():
         if name in known and len(weights) != len(known[name].classes):
             raise UserError(

@@ -171,7 +171,12 @@ def _show_result(result: "RunResult") -> None:
     from distbranch.config import load_config
     from distbranch.config.network import BASELINES
     from distbranch.engine.session import find_thin_baselines
-    from distbranch.report.console import describe_scout, make_dataset_table, make_result_table
+    from distbranch.report.console import (
+        describe_best,
+        describe_scout,
+        make_dataset_table,
+        make_result_table,
+    )
 
     if result.summary["method"] not in BASELINES:  # whose tasks share by no tree
         print_plain(f"\n{result.tree.text(result.summary['tasks'])}\n")
@@ -182,6 +187,8 @@ def _show_result(result: "RunResult") -> None:
         console.print(make_result_table({one["name"]: [one] for one in shown}, split=split))
         if "datasets" in result.metrics[split]:
             console.print(make_dataset_table(result.metrics[split], split=split))
+    if "best" in result.summary:
+        print_plain(describe_best(result.summary))
     if scout := result.summary.get("scout"):
         print_plain(describe_scout(scout))
     # Of a run at a URL this machine holds a copy, and others look for it at the URL.

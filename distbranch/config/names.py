@@ -18,8 +18,10 @@ BUILT_IN = {
     "loss": (
         "binary:cross-entropy",
         "binary:focal",
+        "binary:asymmetric",
         "categorical:cross-entropy",
         "categorical:focal",
+        "categorical:asymmetric",
         "ordinal:cross-entropy",
         "number:smooth-l1",
         "number:squared-error",

@@ -33,7 +33,7 @@ MORE_PLUGINS = "plugins+"  # an override that adds to `plugins`: what `distbranc
 
 MERGE = "tag:yaml.org,2002:merge"  # of `<<`
 # How pydantic names the member of a union that did not fit, which is no part of the key.
-MEMBERS_OF_UNIONS = re.compile(r"int|str|(constrained|literal|tuple)\W.*")
+MEMBERS_OF_UNIONS = re.compile(r"int|str|(constrained|dict|literal|tuple)\W.*")
 PLAIN_WORDS = {
     "missing": "is missing",
     "model_type": "should hold `key: value` lines",

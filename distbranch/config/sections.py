@@ -200,6 +200,17 @@ class TrainConfig(Section):
     """What is trained. `heads`: the heads over frozen units, running statistics included (a linear probe); `new`: what tasks have
     of their own that model.from_run lacks, a head and copies of the units from `method.split_from` up, while the outputs of all
     other tasks stay what they are."""
+    keep: Literal["last", "best"] = "last"
+    """Whose weights the run ends with: those of the last step, or of the best evaluation on `val` since the tree became what it is."""
+    keep_metric: str | None = None
+    """What `keep: best` and `patience` judge by: a mean over tasks, such as average_precision, or `loss`; if empty the first metric
+    that the data have."""
+    patience: CountOrZero = 0
+    """Evaluations on `val` without a better one after which training ends; they count when the tree grows no more. 0: it goes to the
+    last step."""
+    ema: float = Field(0.0, ge=0, lt=1)
+    """Decay of a moving average of weights and running statistics, which is what is evaluated and what the run ends with; after k steps
+    at most (1 + k) / (10 + k), so that the first weights are soon forgotten. 0: none."""
 
     @model_validator(mode="before")
     @classmethod
@@ -214,6 +225,20 @@ class TrainConfig(Section):
             )
         # Configs of finished runs have it, where it was off.
         return kept
+
+    @model_validator(mode="after")
+    def _has_evaluations_to_judge_by(self) -> Self:
+        if self.judges_evaluations and not self.evaluate_every:
+            raise ValueError(
+                f"train.keep={self.keep} with train.patience={self.patience} judges evaluations on val while the run trains: give "
+                "train.evaluate_every, the steps between two of them"
+            )
+        return self
+
+    @property
+    def judges_evaluations(self) -> bool:
+        """Whether the best evaluation on `val` is remembered."""
+        return self.keep == "best" or self.patience > 0
 
     @model_validator(mode="after")
     def _has_whole_groups(self) -> Self:
@@ -262,9 +287,9 @@ class LossConfig(Section):
     """What is minimised."""
 
     functions: dict[str, str] = Field({}, json_schema_extra={"range": "{KIND OF TASK: NAME}"})
-    """The loss of a kind of task, such as `{binary: focal}`: `cross-entropy` or `focal` (gamma 2) of binary and categorical tasks,
-    `cross-entropy` of ordinal ones, `smooth-l1` or `squared-error` of numbers; of dense tasks `absolute`, `log` or `berhu` of depth, and
-    one each of segmentation, normals and heat. A kind that is not named has the first of its own."""
+    """The loss of a kind of task, such as `{binary: focal}`: `cross-entropy`, `focal` (gamma 2) or `asymmetric` of binary
+    and categorical tasks, `cross-entropy` of ordinal ones, `smooth-l1` or `squared-error` of numbers; of dense tasks `absolute`, `log`
+    or `berhu` of depth, and one each of segmentation, normals and heat. A kind that is not named has the first of its own."""
     weights: dict[str, Positive] = Field({}, json_schema_extra={"range": "{TASK: > 0}"})
     """What the loss of a task is multiplied by, before any `weighting`; a task that is not named has the weight of its kind: 1, but 3
     of normals and 7 of heat."""
@@ -283,10 +308,18 @@ class LossConfig(Section):
     over: Literal["samples", "pixels"] = "samples"
     """Of dense tasks: what a batch's loss is the mean over. `samples`: of each the mean over its labelled pixels; `pixels`: all
     labelled pixels of the batch, so that a sample with few of them weighs less."""
-    class_weights: dict[str, tuple[Positive, ...]] = Field(
-        {}, json_schema_extra={"range": "{TASK: [> 0, ...]}"}
+    class_weights: dict[str, Literal["balanced"] | tuple[Positive, ...]] = Field(
+        {}, json_schema_extra={"range": "{TASK: balanced | [> 0, ...]}"}
     )
-    """Of segmentation tasks: what a pixel weighs by its class, one weight per class in the order of the data set."""
+    """What a sample (of segmentation a pixel) weighs by its class, one weight per class in the order of the data set; `balanced`: n /
+    (K n_c), by the counts of the training labels, at most 100."""
+    positive_weights: Literal["auto"] | dict[str, Literal["auto"] | Positive] = Field(
+        {}, json_schema_extra={"range": "auto | {TASK: auto | > 0}"}
+    )
+    """Of binary tasks: what a sample weighs whose label is 1; `auto`: as many as there are labels 0 for one of 1 in training, at most
+    100. `auto` alone is that of all binary tasks."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Of binary and categorical tasks: this part of each label is spread evenly over all classes."""
 
     @field_validator("functions")
     @classmethod
@@ -294,6 +327,16 @@ class LossConfig(Section):
         for kind, name in functions.items():
             check_name(f"{kind}:{name}", what="loss")
         return functions
+
+    @model_validator(mode="after")
+    def _smooths_what_can_be(self) -> Self:
+        function = self.functions.get("categorical", "cross-entropy")
+        if self.label_smoothing and function != "cross-entropy":
+            raise ValueError(
+                f"label_smoothing={self.label_smoothing:g} is of the cross-entropy of categorical tasks, found "
+                f"functions.categorical={function}; leave one of them out"
+            )
+        return self
 
 
 class MetricsConfig(Section):
@@ -428,6 +471,11 @@ class Config(Section):
         if name != "adashare" and self.adashare != AdaShareConfig():
             raise ValueError(
                 f"the section adashare is for method.name=adashare, found {name}; leave it out"
+            )
+        if self.searches and (self.train.judges_evaluations or self.train.ema):
+            raise ValueError(
+                "a search for a policy ends with what its last cycle found: leave out train.keep, train.patience and train.ema, and "
+                "give them to the run that trains with the policy (adashare.policy)"
             )
         self._has_a_loss_that_suits()
         self._begins_from_a_run_that_is_read()

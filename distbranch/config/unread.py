@@ -67,6 +67,8 @@ def keys_without_effect(config: Config) -> frozenset[str]:
         found |= {"optim.decay_every", "optim.decay_factor"}
     if config.loss.weighting != "dwa":
         found.add("loss.window")
+    if not config.train.judges_evaluations:
+        found.add("train.keep_metric")
     if not config.searches:
         found |= {f"adashare.{key}" for key in KEYS_OF_SEARCHES}
     return frozenset(found)
@@ -123,6 +125,11 @@ def list_ignored(config: Config) -> tuple[str, ...]:
         )
     if config.data.scale is None and not config.data.depth_follows_scale:
         told.append("data.depth_follows_scale=false is that of data.scale, which is empty.")
+    metric = config.train.keep_metric
+    if metric is not None and not config.train.judges_evaluations:
+        told.append(
+            f"train.keep_metric={metric} is that of train.keep=best and train.patience, of which neither is given: it has no effect."
+        )
     if method.has_scout:
         told += _list_unread_of_scouts(config)
     return tuple(told)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from distbranch.config import load_config
 from distbranch.config.reading import locate_named_plugins, read_yaml
-from distbranch.engine.checkpoint import load_newest
+from distbranch.engine.checkpoint import AVERAGE, load_newest
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UserError
 from distbranch.models.architecture import VERSION, Architecture
@@ -121,4 +121,5 @@ def _load_from_checkpoint(run_directory: Path) -> tuple[dict[str, Any], dict[str
     logger.warning(
         f"The run {run_directory} has not finished: these are the weights of step {step:,} of {last:,}."
     )
-    return dict(checkpoint.state), dict(checkpoint.tensors["model"])
+    averaged = checkpoint.tensors.get(AVERAGE, {})
+    return dict(checkpoint.state), {**checkpoint.tensors["model"], **averaged}

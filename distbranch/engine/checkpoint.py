@@ -24,6 +24,7 @@ from distbranch.tensor_files import load_tensors, save_tensors
 logger = logging.getLogger("distbranch")
 MANIFEST = "manifest.json"
 STATE = "state.json"
+AVERAGE = "average"  # the file of averaged weights (`train.ema`)
 
 
 @dataclass(frozen=True)

@@ -96,6 +96,7 @@ class RunFiles:
             data=state.info.fingerprint,
             plugins=self.config.plugins,
             pretrained=hash_pretrained(self.config, self.directory, is_beginning=is_beginning),
+            label_weights=state.label_weights,
         )
         if self.config.method.widen_at is not None:  # what it is read from may be gone by then
             given = read_given_tree(self.config, state.net.network.architecture)
@@ -130,7 +131,7 @@ class RunFiles:
             "seed": config.seed,
             "metrics": metrics,
             **describe_network(architecture),
-            "iterations": config.train.iterations,
+            "iterations": state.progress.iteration,
             "seconds": state.progress.seconds,
             "world_size": state.ranks.world_size,
             "bad_samples": state.progress.num_bad,
@@ -139,10 +140,16 @@ class RunFiles:
             summary["folded_weights"] = architecture.folded.cost().weights
         if config.model.widths is not None:  # a key that only such runs have
             summary["widths"] = config.model.widths
+        if state.best.metric is not None:
+            summary["best"] = state.best.describe()
+        if state.progress.iteration < config.train.iterations:
+            summary["ended_by"] = "patience"
+        if state.label_weights:
+            summary["label_weights"] = state.label_weights
         decision = read_first_decision(self.directory)
         if config.method.has_scout and decision is not None:
             scout = decision["scout"]
-            own_cost = config.train.iterations * config.train.batch_size * summary["multiply_adds"]
+            own_cost = state.progress.iteration * config.train.batch_size * summary["multiply_adds"]
             its_cost = scout["steps"] * scout["batch_size"] * scout["multiply_adds"]
             # Of training both, as a multiple of training the tree alone.
             summary["scout"] = scout | {"cost_in_all": (own_cost + its_cost) / own_cost}

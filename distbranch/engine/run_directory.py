@@ -91,6 +91,11 @@ class RunDirectory:
         """The sha256 of the weights file that the run began from; None if it began from none."""
         return _read_record(self.environment).get("pretrained_sha256")
 
+    @property
+    def label_weights(self) -> dict[str, Any]:
+        """What labels weighed in training, in numbers, by key of `loss`; nothing where no weights were given."""
+        return dict(_read_record(self.environment).get("label_weights", {}))
+
     @contextmanager
     def locked(self, *, patience_s: float = 5, of_sweep: bool = False) -> Iterator[None]:
         """Keep a second process from training the same run (or sweep) at the same time; the lock falls with the process."""

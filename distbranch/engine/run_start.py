@@ -200,11 +200,12 @@ def write_environment(
     data: str,
     pretrained: str | None,
     plugins: Sequence[str] = (),
+    label_weights: Mapping[str, Any] | None = None,
 ) -> None:
     """Record versions, commit, hardware, world size, threads and precision of this start, and which data and weights it is of.
 
     data: the fingerprint of the data set; pretrained: the sha256 of the weights file that the run began from; plugins: loaded
-    ones, whose sha256 is recorded too.
+    ones, whose sha256 is recorded too; label_weights: as counted, in numbers.
     """
     environment = {
         "python": platform.python_version(),
@@ -222,6 +223,8 @@ def write_environment(
         "plugins": hash_plugins(plugins),
         "pretrained_sha256": pretrained,
     }
+    if label_weights:  # a key that only such runs have
+        environment["label_weights"] = label_weights
     write_json(files.environment, environment)
 
 

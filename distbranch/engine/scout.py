@@ -36,6 +36,7 @@ from distbranch.engine.run_directory import (
 from distbranch.engine.run_log import Event, Report
 from distbranch.engine.run_start import begins_anew, write_config
 from distbranch.errors import UserError
+from distbranch.label_weights import with_counted_weights
 from distbranch.losses import build_task_set
 from distbranch.models.architecture import Architecture
 from distbranch.models.network import Network
@@ -224,7 +225,8 @@ def _share_scout(config: Config, info: DatasetInfo, ranks: Ranks) -> Network:
     network = loaded or Network(architecture, config.data.mean, config.data.std)
     network.to(ranks.device)
     ranks.broadcast_tensors(list(network.state_dict().values()))
-    network.tasks = build_task_set(architecture.tasks, config.loss)
+    loss = with_counted_weights(config.loss, info.tasks, info.splits["train"].labels)
+    network.tasks = build_task_set(architecture.tasks, loss)
     return network
 
 

@@ -238,7 +238,8 @@ def evaluate_run(directory: Path, split: str, data: str | None = None) -> dict[s
     """
     network, _ = load_model(directory)
     config = load_config(RunDirectory(directory).config)
-    network.tasks = build_task_set(network.tasks.tasks, config.loss)
+    loss = config.loss.model_copy(update=RunDirectory(directory).label_weights)
+    network.tasks = build_task_set(network.tasks.tasks, loss)
     info = read_dataset(data) if data else read_data(config.data)
     known = {task.name: task for task in network.tasks.tasks}
     # Of its own data a run may have fewer tasks: one whose other tasks were removed.

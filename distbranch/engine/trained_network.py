@@ -2,8 +2,8 @@
 
 import inspect
 import json
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from distbranch.branching.routing import SHARED
 from distbranch.branching.tree import Split
 from distbranch.config import Config
+from distbranch.config.sections import LossConfig
 from distbranch.engine.artifact import Preprocessing
 from distbranch.engine.distributed import Ranks, compute_fingerprint
 from distbranch.engine.frozen_parts import KeptRows, list_frozen
@@ -49,7 +50,9 @@ SEARCH_MOMENTUM = 0.9  # of the weights' SGD in AdaShare's search
 class TrainedNetwork:
     """What one rank trains. `is_final` says that no further widening follows, which is when compiling pays.
 
+    `average`: of weights and running statistics by name (`train.ema`); empty if there is none.
     `alternates`: whether weights and policy of AdaShare are trained in turns, for which the weights have another optimiser.
+    `loss`: that of `config` with weights of labels in numbers (`label_weights.with_counted_weights`).
     `aggregation`: how gradients of tasks become one; None: as their sum, which DDP takes over the ranks.
     `new_tasks`: those that `train.only: new` trains.
     """
@@ -60,11 +63,19 @@ class TrainedNetwork:
     optimizer: torch.optim.Optimizer
     policy_optimizer: torch.optim.Optimizer
     wrapped: nn.Module
+    average: dict[str, Tensor]
 
     def __init__(
-        self, config: Config, ranks: Ranks, preprocessing: Preprocessing, *, is_final: bool
+        self,
+        config: Config,
+        ranks: Ranks,
+        preprocessing: Preprocessing,
+        *,
+        is_final: bool,
+        loss: LossConfig | None = None,
     ) -> None:
         self.config = config
+        self.loss = loss or config.loss
         self.ranks = ranks
         self.preprocessing = preprocessing
         self.is_final = is_final
@@ -99,14 +110,22 @@ class TrainedNetwork:
         self.build(architecture, network.state_dict(), {})
 
     def build(
-        self, architecture: Architecture, model: Mapping[str, Tensor], slots: Mapping[str, Tensor]
+        self,
+        architecture: Architecture,
+        model: Mapping[str, Tensor],
+        slots: Mapping[str, Tensor],
+        average: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """A new network, optimiser and wrapper; `slots` are the optimiser's tensors as `parameter:slot`."""
+        """A new network, optimiser and wrapper; `slots` are the optimiser's tensors as `parameter:slot`.
+
+        average: by name; of a new run that of `model`.
+        """
         network = Network(architecture, self.preprocessing.mean, self.preprocessing.std)
-        network.tasks = build_task_set(architecture.tasks, self.config.loss)
+        network.tasks = build_task_set(architecture.tasks, self.loss)
         network.load_state_dict(dict(model))
         self.network = network.to(self.ranks.device)  # channels last, as made
         self.network.train()
+        self._load_average(model if average is None else average)
         only = self.config.train.only
         if only != "all":
             self.network.freeze(list_frozen(architecture, only, self.new_tasks))
@@ -136,6 +155,46 @@ class TrainedNetwork:
         self.optimizer.step()
         if self._kept_rows is not None:
             self._kept_rows.restore()
+
+    def _load_average(self, values: Mapping[str, Tensor]) -> None:
+        self._averaged: dict[str, Tensor] = {}
+        if self.config.train.ema:
+            state = self.network.state_dict().items()
+            self._averaged = {name: one for name, one in state if one.is_floating_point()}
+        # In the layout of the weights, so that one call moves all of them.
+        self.average = {
+            name: torch.empty_like(one).copy_(values[name]) for name, one in self._averaged.items()
+        }
+
+    def update_average(self, num_steps: int) -> None:
+        """Take in weights and running statistics as they are after so many steps."""
+        if not self.average:
+            return
+        decay = min(self.config.train.ema, (1 + num_steps) / (10 + num_steps))
+        own = list(self._averaged.values())
+        torch._foreach_lerp_(list(self.average.values()), own, 1 - decay)
+
+    def served_weights(self) -> dict[str, Tensor]:
+        """The state that is evaluated, by name: averaged where there is an average."""
+        return self.network.state_dict() | self.average
+
+    @contextmanager
+    def served(self) -> Iterator[None]:
+        """The network has the weights that are evaluated within the block."""
+        if not self.average:
+            yield
+            return
+        own = {name: one.clone() for name, one in self.network.state_dict().items()}
+        self.network.load_state_dict(self.served_weights())
+        try:
+            yield
+        finally:
+            self.network.load_state_dict(own)
+
+    def end_with(self, weights: Mapping[str, Tensor]) -> None:
+        """Training is over, and these are the weights of its network."""
+        self.network.load_state_dict(dict(weights))
+        self.average = {}
 
     def alternate(self) -> None:
         """Begin to train weights and policy in turns: the weights with SGD, whatever trained them before."""
@@ -180,6 +239,7 @@ class TrainedNetwork:
         new = old.with_tree(tree)
         differences = draw_deltas(old, new, self.config.seed)
         model = copy_state(self.network.state_dict(), old, new) | differences
+        average = copy_state(self.average, old, new) | differences
         slots = copy_state(self.slots(), old, new)
         unknown = {}
         if slots:
@@ -191,6 +251,7 @@ class TrainedNetwork:
         if self.config.method.birth == "fresh":
             drawn = self._draw(new)
             model |= {name: drawn[name] for name in newborn}
+            average |= {name: drawn[name] for name in newborn}
             unknown |= {key: value for key, value in slots.items() if key.startswith(prefixes)}
             slots = {key: value for key, value in slots.items() if key not in unknown}
         elif optim.inherited_steps is not None:
@@ -200,7 +261,7 @@ class TrainedNetwork:
         # Its fused step wants the momentum of all or of none.
         if isinstance(self.optimizer, torch.optim.SGD):
             slots |= {key: torch.zeros_like(value) for key, value in unknown.items()}
-        self.build(new, model, slots)
+        self.build(new, model, slots, average)
 
     def _draw(self, architecture: Architecture) -> dict[str, Tensor]:
         """The state of a newly drawn network, the same on every rank, and another one at every widening."""
@@ -262,11 +323,13 @@ class TrainedNetwork:
         self.weighting.load_tensors(of_weighting)
 
     def fingerprint(self) -> str:
-        """A hash over tree, weights, running statistics, optimiser slots, and what the weighting of the losses has learned."""
+        """A hash over tree, weights, running statistics, their average, optimiser slots, and what a weighting of losses has learned."""
         tree = json.dumps(self.network.architecture.tree.to_json())
         tensors = self.network.state_dict() | self.slots()
         for key, value in self.weighting.state_tensors().items():
             tensors[WEIGHTING + key] = value
+        for key, value in self.average.items():
+            tensors[f"average.{key}"] = value
         return compute_fingerprint(tree, tensors)
 
     def first_not_finite(self) -> str | None:

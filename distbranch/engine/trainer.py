@@ -197,11 +197,12 @@ class Trainer:
         # 7. Evaluate. If that fails, the steps and the decision are good and kept, and the evaluation is due again.
         if self.state.evaluation_is_due:
             try:
-                self._evaluate_split("val")
+                scores = self._evaluate_split("val")
             except SharedError:
                 self._save_checkpoint()
                 raise
             self.progress.last_evaluation = iteration
+            self._compare_with_best(scores)
 
         # 8. Save. A decision is never taken twice, so it is saved with the network that it made.
         if decides or widens or iteration % self.config.train.checkpoint_every == 0:
@@ -276,6 +277,7 @@ class Trainer:
 
     def _widen(self, *splits: Split) -> None:
         self.net.widen(*splits)
+        self.state.best.forget()
         if self.config.optim.when_widened == "restart":
             self.progress.schedule_start = self.progress.iteration
 
@@ -350,19 +352,36 @@ class Trainer:
             )
         self._resumed_at = None
 
-    def _evaluate_split(self, split: str) -> dict[str, Any] | None:
+    def _evaluate_split(self, split: str, **about: Any) -> dict[str, Any] | None:
+        """The scores of a split, which are logged with what is said `about` them."""
         self.step.wait_for_step_sums()
         self.ranks.run_on_rank_zero(self.state.check_finite)
-        scores = self.score_split(split)
+        with self.net.served():
+            scores = self.score_split(split)
         if self.log and scores is not None:
-            self.log.write_evaluation(split, self.progress.iteration, scores)
+            self.log.write_evaluation(split, self.progress.iteration, scores | about)
         self._restart_clock()
         return scores
+
+    def _compare_with_best(self, scores: dict[str, Any] | None) -> None:
+        weights = self.net.served_weights()
+        is_final = self.state.is_final
+        self.state.best.compare(scores, self.progress.iteration, weights, counts=is_final)
 
     def _finish_run(self) -> dict[str, Any]:
         """Save, evaluate, and write the result, which says that the run has ended."""
         self._save_checkpoint()
-        scores = {split: self._evaluate_split(split) for split in ("val", "test")}
+        scores = {"val": self._evaluate_split("val")}
+        self._compare_with_best(scores["val"])
+
+        # Of the last step or of the best evaluation; of no checkpoint, for the run is resumed from what was trained.
+        about = {}
+        best = self.state.best
+        self.net.end_with(best.weights or self.net.served_weights())
+        if best.weights and best.iteration != self.progress.iteration:
+            about["weights_of"] = best.iteration
+            scores["val"] = self._evaluate_split("val", **about)
+        scores["test"] = self._evaluate_split("test", **about)
         metrics = {split: found for split, found in scores.items() if found is not None}
         summary: dict[str, Any] = self.ranks.run_on_rank_zero(lambda: self._write_end(metrics))
         return summary

@@ -17,18 +17,21 @@ from distbranch.branching.tree import Tree
 from distbranch.config import Config
 from distbranch.data.shards import DatasetInfo
 from distbranch.engine.artifact import Preprocessing
-from distbranch.engine.checkpoint import Checkpoint, list_checkpoints
+from distbranch.engine.best_weights import BestWeights
+from distbranch.engine.checkpoint import AVERAGE, Checkpoint, list_checkpoints
 from distbranch.engine.distributed import Ranks, verify_equal
 from distbranch.engine.policy_search import PolicySearch, make_policy_record
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.engine.trained_network import TrainedNetwork
 from distbranch.errors import SharedError, UserError
+from distbranch.label_weights import with_counted_weights
 from distbranch.models.architecture import Architecture
 from distbranch.models.earlier_runs import is_earlier, rename_earlier
 
 # Files of a checkpoint.
 AFFINITY = "affinity"
 LOSS = "loss"  # absent where losses and gradients are plainly added
+BEST = "best"  # the weights that are kept, if the run keeps the best
 
 
 @dataclass
@@ -75,10 +78,14 @@ class TrainingState:
             config.data.decoder, size, config.data.mean, config.data.std, info.bits
         )
         self.search = search
+        self.best = BestWeights(config.train, info)
         self.progress = Progress(growing=config.method.grows)
         self.stats = AffinityStats(len(info.tasks), config.method.decay, ranks.device)
         self.window = StepWindow(len(info.tasks), ranks.device)
-        self.net = TrainedNetwork(config, ranks, self.preprocessing, is_final=self.is_final)
+        loss = with_counted_weights(config.loss, info.tasks, info.splits["train"].labels)
+        self.net = TrainedNetwork(
+            config, ranks, self.preprocessing, is_final=self.is_final, loss=loss
+        )
         self.rounding = rounding
         self.bf16 = rounding[-1]["precision"] == "bf16"
         self.was_resumed = False
@@ -106,7 +113,11 @@ class TrainingState:
         if is_earlier(design):
             _, slots = rename_earlier(design, slots)
             design, model = rename_earlier(design, model)
-        self.net.build(Architecture.from_json(design), model, slots)
+        average = checkpoint.tensors.get(AVERAGE)
+        self.net.build(Architecture.from_json(design), model, slots, average)
+        if BEST in checkpoint.state:
+            kept = checkpoint.tensors.get(BEST, {})
+            self.best.load(checkpoint.state[BEST], kept)
         self.net.load_loss_tensors(checkpoint.tensors.get(LOSS, {}))
         restore_affinity(self.stats, checkpoint, self.ranks)
         if "window" in checkpoint.state:  # not in those of earlier versions
@@ -124,8 +135,8 @@ class TrainingState:
 
     @property
     def is_done(self) -> bool:
-        """Whether the last step was made."""
-        return self.progress.iteration >= self.config.train.iterations
+        """Whether the last step was made, or patience is exhausted."""
+        return self.best.ends_training or self.progress.iteration >= self.config.train.iterations
 
     @property
     def is_final(self) -> bool:
@@ -165,6 +176,15 @@ class TrainingState:
     def architecture(self) -> Architecture:
         """Of the network as it answers: of a search that of its most probable decisions."""
         return self.net.network.served_architecture
+
+    @property
+    def label_weights(self) -> dict[str, Any]:
+        """The weights of labels in numbers, by key of `loss` and task; nothing where none were given."""
+        given = {
+            "class_weights": self.net.loss.class_weights,
+            "positive_weights": self.net.loss.positive_weights,
+        }
+        return {key: weights for key, weights in given.items() if weights}
 
     def progress_fields(self, *, may_wait: bool = True) -> dict[str, Any]:
         """Where the run stands, as it is logged and shown.
@@ -227,8 +247,15 @@ class TrainingState:
             AFFINITY: affinity,
         }
         remembered = self.net.loss_tensors()
+        # What few runs have, only those have files for.
         if remembered:
             tensors[LOSS] = remembered
+        if self.net.average:
+            tensors[AVERAGE] = self.net.average
+        if self.best.metric is not None:
+            state[BEST] = self.best.to_json()
+        if self.best.weights:
+            tensors[BEST] = self.best.weights
         return Checkpoint(state, tensors)
 
     def describe_policy(self) -> dict[str, Any]:

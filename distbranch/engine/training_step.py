@@ -238,6 +238,7 @@ class TrainingStep:
 
         if self.net.norms:
             update_running_statistics(self.net.norms, norm_sums, num_images.squeeze())
+        self.net.update_average(iteration)
         if self.progress.growing:
             self.stats.add_margins(margin_sums)
         if self._losses_after is not None:

@@ -193,6 +193,10 @@ class Kind:
         """An empty count of labels."""
         return NumberCounts()
 
+    def list_class_counts(self, task: Task, counts: Counts) -> list[float]:
+        """How often every class of a task occurs, in the order of its classes; of a dense task its pixels."""
+        return [counts.get(name, 0) for name in task.classes]
+
     def merge_counts(self, parts: Sequence[Counts]) -> dict[str, int | float]:
         """Counts of several splits as one; each with `unlabelled`."""
         return merge_number_counts(parts)

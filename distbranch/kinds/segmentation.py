@@ -65,6 +65,9 @@ class Segmentation(DenseKind):
     def make_counts(self, task: Task) -> LabelCounts:
         return ClassPixelCounts(self, task)
 
+    def list_class_counts(self, task: Task, counts: Counts) -> list[float]:
+        return [*read_class_pixels(task, counts)]
+
     def describe_counts(self, task: Task, counts: Counts) -> str:
         """The share of every class, and those that no pixel has: wrong numbers of classes are seen there."""
         pixels = dict(zip(task.classes, read_class_pixels(task, counts), strict=True))

@@ -123,14 +123,14 @@ def describe_status(run_directory: Path) -> list[tuple[str, str]]:
     """
     files, training = _open_run(run_directory)
     config, lines = load_config(files.config), read_lines(files.metrics)
-    is_finished = read_result(files.path) is not None
+    result = read_result(files.path)
     steps, resumed = _list_steps(lines, "train"), _list_steps(lines, "resumed")
     saved = sorted(file.name for file in files.checkpoints.glob("step-*"))
 
     # The run.
     answers = {"run": config.run_url or str(files.path)}
-    if is_finished:
-        answers["finished"] = f"after {config.train.iterations:,} steps"
+    if result is not None:
+        answers["finished"] = f"after {result.summary['iterations']:,} steps"
     else:
         answers["step"] = f"{[0, *steps][-1]:,} of {config.train.iterations:,} (as last logged)"
     scout = RunDirectory(files.scout)
@@ -154,7 +154,7 @@ def describe_status(run_directory: Path) -> list[tuple[str, str]]:
         answers["log"] = _explain_missing_log(job, state) or job.log
     elif is_held(training.lock):
         answers["trained by"] = "a process of `distbranch train`"
-    elif not is_finished and (owner := RemoteRun(config.run_url, files.path).describe_owner()):
+    elif result is None and (owner := RemoteRun(config.run_url, files.path).describe_owner()):
         answers["trained by"] = f"{owner}, unless that has ended"
     return [(what, answer) for what, answer in answers.items() if answer]
 

@@ -10,9 +10,11 @@ from typing import Any
 
 from distbranch.config import Config, DataConfig, load_config
 from distbranch.config.paths import is_remote
+from distbranch.config.sections import LossConfig
 from distbranch.data.mixture import read_data
 from distbranch.data.shards import DATASET_FILE, DatasetInfo
 from distbranch.data.sources import list_changed_options, pack_source, parse_options
+from distbranch.engine.best_weights import BestWeights
 from distbranch.engine.from_run import add_earlier_tasks
 from distbranch.engine.gradient_aggregation import GradientAggregation
 from distbranch.engine.initialisation import check_pretrained, first_architecture
@@ -26,6 +28,7 @@ from distbranch.engine.run_start import begin_run
 from distbranch.engine.scout import check_scout
 from distbranch.errors import UsageError, UserError
 from distbranch.kinds import KINDS
+from distbranch.label_weights import with_counted_weights
 from distbranch.launch.on_ray.address import cluster_address
 from distbranch.launch.processes import look_until
 from distbranch.locks import hold_lock
@@ -208,7 +211,9 @@ def check_data(config: Config, info: DatasetInfo) -> None:
     info = add_earlier_tasks(config, info)
     _warn_absent_kinds(config, info)
     _check_dense_settings(config, info)
+    _check_label_weights(config.loss, info)
     make_weighting(config.loss, info.tasks)  # says what is amiss, and is thrown away
+    BestWeights(config.train, info)  # likewise
     if config.loss.aggregation != "none":
         GradientAggregation(config.loss.aggregation, config.seed)
     _check_views(config.data, info)
@@ -254,14 +259,16 @@ def _check_dense_settings(config: Config, info: DatasetInfo) -> None:
         if is_given and not is_read:
             what = "normals" if is_of_normals else "dense tasks"
             raise UserError(f"{key} is of {what}, of which {info.path} has none: leave it out.")
-    segmented = {task.name for task in info.tasks if task.kind == "segmentation"}
-    for name in config.loss.class_weights:
-        if name not in segmented:
-            raise UserError(
-                f"loss.class_weights should name segmentation tasks of {info.path} ({', '.join(sorted(segmented)) or 'it has none'}), "
-                f"found {name!r}."
-            )
-    build_task_set(info.tasks, config.loss)  # says what is amiss with numbers of weights
+
+
+def _check_label_weights(loss: LossConfig, info: DatasetInfo) -> None:
+    """Refuse what would weigh, or smooth, the labels of no task."""
+    if loss.label_smoothing and not {task.kind for task in info.tasks} & {"binary", "categorical"}:
+        raise UserError(
+            f"loss.label_smoothing is of binary and categorical tasks, of which {info.path} has none: leave it out."
+        )
+    numbers = with_counted_weights(loss, info.tasks, info.splits["train"].labels)
+    build_task_set(info.tasks, numbers)  # says what is amiss with numbers of weights
 
 
 def _check_views(data: DataConfig, info: DatasetInfo) -> None:

@@ -333,6 +333,19 @@ def describe_scout(scout: Mapping[str, Any]) -> str:
     )
 
 
+def describe_best(summary: Mapping[str, Any]) -> str:
+    """Which evaluation on val was the best, what the run made of it, and whether patience ended it."""
+    best = summary["best"]
+    if best["value"] is None:  # the metric was undefined
+        return f"no evaluation on val has a value of {best['metric']}"
+    told = f"best on val: {best['metric']} {best['value']:.4g} after step {best['iteration']:,} of {summary['iterations']:,}"
+    if best["is_kept"]:
+        told += ", whose weights are kept"
+    if "ended_by" in summary:
+        told += f"; {summary['ended_by']} ended the run"
+    return told
+
+
 def make_dataset_table(scores: Mapping[str, Any], *, split: str) -> Table:
     """The means of every data set of a joint run, each over its own tasks, and over the tasks of all."""
     parts = {**scores["datasets"], "all": scores}

@@ -132,9 +132,8 @@ class ProgressDisplay:
         elif kind == "policy":
             self._print_line(_describe_policy(event))
         elif kind == "evaluation":
-            self._print_line(
-                f"step {event['iteration']:,}  {event['split']}: {_format_means(event['mean'])}"
-            )
+            step = event.get("weights_of", event["iteration"])  # of the best ones, which are kept
+            self._print_line(f"step {step:,}  {event['split']}: {_format_means(event['mean'])}")
             for name, part in event.get("datasets", {}).items():
                 self._print_line(f"    {name}: {_format_means(part['mean'])}", "dim")
         elif kind == "bad_samples":

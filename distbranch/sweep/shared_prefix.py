@@ -120,7 +120,7 @@ def copy_result_to_siblings(leader: Config, draw: DrawDecision | None = None) ->
     result = read_result(files.path)
     if result is None:
         return
-    origin = Origin(str(leader.run.name), leader.train.iterations, result.summary["seconds"])
+    origin = Origin(str(leader.run.name), result.summary["iterations"], result.summary["seconds"])
     for name, method in read_family(files)[0].items():
         config = make_member_config(leader, name, method)
         if RunDirectory(config.run_directory).config.exists():
@@ -158,8 +158,9 @@ def measure_saving(trials: Trials) -> dict[str, float]:
         _, origin = read_family(RunDirectory(trial.run_directory))
         origin = origin or NO_ORIGIN
         found["trials"] += 1
-        found["steps_alone"] += trial.train.iterations
-        found["steps"] += trial.train.iterations - origin.iteration
+        num_steps = result.summary["iterations"]
+        found["steps_alone"] += num_steps
+        found["steps"] += num_steps - origin.iteration
         found["seconds_alone"] += result.summary["seconds"]
         found["seconds"] += result.summary["seconds"] - origin.seconds
     return found

@@ -231,7 +231,12 @@ def test_a_run_whose_first_samples_are_all_bad_keeps_no_maps(
         ({"loss.at": "output"}, "loss.at is of dense tasks"),
         ({"loss.over": "pixels"}, "loss.over is of dense tasks"),
         ({"metrics.byte_angles": True}, "metrics.byte_angles is of normals"),
-        ({"loss.class_weights": {"kind": [1, 2]}}, r"segmentation tasks of .* \(it has none\)"),
+        (
+            {"loss.class_weights": {"cell-1": "balanced"}},
+            r"with classes .* \(kind\), found 'cell-1'",
+        ),
+        ({"loss.class_weights": {"kind": [1, 2]}}, "each of the 3 classes of 'kind', found 2"),
+        ({"loss.positive_weights": {"kind": "auto"}}, r"binary tasks of .*cell-6\), found 'kind'"),
     ],
 )
 def test_settings_of_dense_tasks_are_refused_where_there_are_none(
