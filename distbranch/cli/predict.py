@@ -168,7 +168,7 @@ def format_predictions(
 ) -> str:
     """JSON, or CSV with a column per task or `task:class`.
 
-    With thresholds, yes or no by them and the classes that are answered stand under "answers", or in columns `task`, or `task:answer` where that is taken.
+    With thresholds also what is answered: under "answers", or in the column `task`, or `task:answer` where that is taken.
     """
     if as_json:
         content = []
