@@ -88,7 +88,7 @@ def answer_run(
     splits = ["train"] * with_train + ["val", "test"]
     folder = directory / "answers"
     if data is not None:
-        folder /= data.rstrip("/").rpartition("/")[2]
+        folder /= Path(info.path).resolve().name
     given = {}
     if data is not None and precision is None:
         given = network.thresholds or {}
@@ -109,9 +109,9 @@ def answer_run(
         raise UserError(
             f"{out} cannot be written ({reason_of(error)}). Give another file with --out."
         ) from None
-    for file in folder.iterdir():  # of an earlier evaluation
-        if file.is_file() and file.name not in written:
-            file.unlink()
+    for sheet in folder.glob("*.jpg"):  # of an earlier evaluation
+        if sheet.name not in written:
+            sheet.unlink()
     if data is None:
         _keep_thresholds(directory, answers.thresholds)
     return AnsweredRun(answers.findings, answers.split, folder, len(answers.places))
@@ -190,6 +190,10 @@ class _Answers:
             self._draw_errors(task, answers, wrong & self.measured_on[answers.rows])
             suspects.append(self._list_suspects(task, answers, wrong))
         self._warn_of_thresholds(given)
+        if self.split == "val" and self.thresholds and not given:
+            logger.warning(
+                "There is no test, so what thresholds are worth is told on val, where they were chosen."
+            )
         self._write_suspects(pandas.concat(suspects, ignore_index=True))
         self._draw_groups()
 

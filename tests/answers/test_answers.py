@@ -1,5 +1,6 @@
 """`evaluate --out` through the command line, on a run that has learned to see how bright pictures are, and on data with wrong labels."""
 
+import errno
 import io
 import json
 import shutil
@@ -215,6 +216,23 @@ def test_what_cannot_be_is_refused_in_a_sentence(
 ) -> None:
     assert_one_sentence(run_command(["evaluate", "runs/tiny", *arguments]), code, words)
     assert not Path("p.csv").exists()
+
+
+def test_an_evaluation_that_ends_halfway_leaves_all_as_it_was(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [Path("runs/tiny/model/model.json"), *Path("runs/tiny/answers").iterdir()]
+    before = {file: file.read_bytes() for file in files}
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("distbranch.answers.evaluation.write_sheet", fail)
+    ended = run_command(["evaluate", "runs/tiny", "--out", "again.csv", "--precision", "0.5"])
+    assert_one_sentence(ended, 1, ("answers cannot be written", "No space left"))
+    assert {file: file.read_bytes() for file in files} == before
+    assert len(list(Path("runs/tiny/answers").iterdir())) == len(files) - 1
+    assert len(pandas.read_csv("again.csv")) == 54
 
 
 def test_damaged_answers_are_told(folder: Path) -> None:
