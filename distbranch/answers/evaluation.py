@@ -285,7 +285,9 @@ class _Answers:
                 if len(texts) > TASKS_SHOWN:
                     texts[TASKS_SHOWN:] = [f"and {len(texts) - TASKS_SHOWN} more"]
                 lines.append(texts)
-            title = f"Hardest on {self.split} for all of: {_name_some(group)}"
+            title = (
+                f"{_name_some(group)}: hardest on {self.split} for all of them, with wrong answers"
+            )
             self._draw(f"hardest-{number}", title, rows, lines)
 
     def _list_missed(self, group: Sequence[str], rows: Array) -> dict[int, list[tuple[float, str]]]:
@@ -297,9 +299,9 @@ class _Answers:
             answers = self.table.read_task(task)  # once more, for rows that were not known before
             wanted = find_wrong(task, answers) & np.isin(answers.rows, rows)
             for number in np.flatnonzero(wanted).tolist():
-                answer = describe_answer(task, answers.scores[number])
-                label = describe_label(task, answers.labels[number])
-                text = f"{format_name(task.name)}: {answer}, labelled {label}"
+                text = f"{format_name(task.name)}: {describe_answer(task, answers.scores[number])}"
+                if not KINDS[task.kind].is_share:  # of which the label is the other one
+                    text += f", labelled {describe_label(task, answers.labels[number])}"
                 missed[int(answers.rows[number])].append((float(answers.margins[number]), text))
         return missed
 

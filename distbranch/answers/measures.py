@@ -21,7 +21,8 @@ MOST_WEIGHTS = 400_000  # of resamples at a time: 3 MB, which stay in a processo
 def choose_threshold(truth: Array, scores: Array, precision: float | None = None) -> dict[str, Any]:
     """From which score on the answer is yes: at the best F1, or where most is recalled at a precision of at least `precision`.
 
-    A precision that no threshold reaches gives the most precise one, and `"reached": False`. Of equally good ones the lowest.
+    Of thresholds that recall as much the most precise one. A precision that none reaches gives the most precise of all, and
+    `"reached": False`.
 
     Args:
         truth: bool [N], of both values.
@@ -39,13 +40,13 @@ def choose_threshold(truth: Array, scores: Array, precision: float | None = None
     precisions, recalls = precisions[:-1], recalls[:-1]  # the last point has no threshold
     f1 = 2 * precisions * recalls / np.maximum(precisions + recalls, np.finfo(float).tiny)
     chosen_by, reached = "best F1", True
-    worth = f1
+    best = int(np.argmax(f1))
     if precision is not None:
         chosen_by = f"recall at precision {precision:g}"
         reached = bool((precisions >= precision).any())
-        # Recall only falls as the threshold rises, so the first that is precise enough recalls most.
-        worth = np.minimum(precisions, precision)
-    best = int(np.argmax(worth))
+        # Recall only falls as the threshold rises: the first that is precise enough recalls most, and others may as much.
+        first = np.argmax(np.minimum(precisions, precision))
+        best = int(np.flatnonzero(recalls == recalls[first])[-1])
     return {
         "threshold": float(thresholds[best]),
         "chosen_by": chosen_by,
