@@ -84,9 +84,10 @@ def answer_run(
     check_can_be_written(out)
     network, config, info = load_evaluation(directory, data)
     network.to(Ranks.alone().device)
-    bf16 = RunDirectory(directory).precision == "bf16"
+    files = RunDirectory(directory)
+    bf16 = files.precision == "bf16"
     splits = ["train"] * with_train + ["val", "test"]
-    folder = directory / "answers"
+    folder = files.answers
     if data is not None:
         folder /= Path(info.path).resolve().name
     given = {}

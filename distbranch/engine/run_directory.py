@@ -40,6 +40,7 @@ class RunDirectory:
         self.affinity = path / "affinity"
         self.model = path / "model"
         self.sample_maps = path / "sample_maps.npz"  # of dense tasks: a few images for the report
+        self.answers = path / "answers"  # what `evaluate --out` finds
         self.tensorboard = path / "tensorboard"
         self.profile = path / "profile"
         self.lock = path / ".lock"  # held by the process that trains the run

@@ -15,6 +15,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from distbranch.engine.run_directory import RunDirectory
 from distbranch.permissions import explain_damage
 from distbranch.report.console import UNDEFINED, format_amount, format_number, format_percent
 from distbranch.report.figure_style import (
@@ -65,7 +66,7 @@ class AnswerSheets:
 
 def read_answers(run_directory: Path) -> Json | None:
     """The content of answers/answers.json; None if the run was not evaluated so. UserError if it is damaged."""
-    file = run_directory / "answers" / "answers.json"
+    file = RunDirectory(run_directory).answers / "answers.json"
     if not file.exists():
         return None
     advice = "Write it anew with `distbranch evaluate RUN --out predictions.parquet`."
@@ -262,7 +263,7 @@ def list_sheets(run_directory: Path, answers: Json) -> list[AnswerSheets]:
         "hardest-": (
             "What a group finds difficult",
             "The images with the largest sum of margins over the tasks of one group of the tree: tasks that find the same images "
-            "difficult are together. Below each image what was missed most.",
+            "difficult are together. Below each image the answers that differ from its labels.",
         ),
         "suspects": (
             "Suspected wrong labels",
@@ -274,7 +275,7 @@ def list_sheets(run_directory: Path, answers: Json) -> list[AnswerSheets]:
     for prefix, (heading, note) in texts.items():
         pictures = {}
         for file, title in answers["sheets"].items():
-            path = run_directory / "answers" / file
+            path = RunDirectory(run_directory).answers / file
             if file.startswith(prefix) and path.exists():
                 content = base64.b64encode(path.read_bytes()).decode()
                 pictures[title] = SHEET.format(title, content)
