@@ -138,7 +138,8 @@ def thin_curve(truth: Array, scores: Array, most: int = 200) -> list[list[float]
     """The precision-recall curve as [recall, precision], thinned to about `most` points, evenly by recall."""
     precisions, recalls, _ = precision_recall_curve(truth, scores)
     wanted = np.linspace(1, recalls[-2], most)  # the last point is one that no threshold has
-    kept = np.unique(np.searchsorted(-recalls[:-1], -wanted, side="right") - 1)
+    evenly = np.searchsorted(-recalls[:-1], -wanted, side="right") - 1
+    kept = np.unique(np.append(evenly, 0))  # the first says yes to all
     curve = np.stack([recalls[kept], precisions[kept]], axis=1)
     points: list[list[float]] = curve.round(5).tolist()
     return points
