@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from rich.markup import escape
 from rich.table import Table
@@ -18,6 +18,7 @@ from distbranch.cli.terminal import (
     show_pairs,
     show_wide,
 )
+from distbranch.config.paths import is_remote
 from distbranch.errors import UsageError
 
 if TYPE_CHECKING:  # loads torch
@@ -87,19 +88,50 @@ def train(
 
 def evaluate(
     run: RunArgument,
-    split: Annotated[str, Option(help="train, val or test.")] = "test",
+    split: Annotated[
+        str | None, Option(help="train, val or test; test if not given.", show_default=False)
+    ] = None,
     data: Annotated[
         str | None, Option(help="Another packed data set with tasks of the run.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        Option(
+            help="A .parquet or .csv file for key, labels and scores of every image of val and test. What follows from them "
+            "(thresholds, curves, the worst errors, suspected wrong labels) comes to RUN/answers and into the report."
+        ),
+    ] = None,
+    train_too: Annotated[
+        bool, Option("--train", help="With --out: also the images of train.")
+    ] = False,
+    precision: Annotated[
+        float | None,
+        Option(
+            help="With --out: thresholds at which most is recalled with this precision on val; those of the best F1 if not given.",
+            min=0,
+            max=1,
+        ),
     ] = None,
 ) -> None:
     """Evaluate a run on one split: a table per task, and the means; each data set of a joint run on its own tasks.
 
     Examples:
     - `distbranch evaluate runs/quickstart --split val`
+    - `distbranch evaluate runs/quickstart --out predictions.parquet`
+    - `distbranch evaluate runs/quickstart --out predictions.csv --precision 0.9`
     """
     from distbranch.engine.session import evaluate_run
     from distbranch.report.console import make_dataset_table, make_score_table
 
+    if out is not None:
+        if split is not None:
+            raise UsageError(
+                "--out writes val and test, with --train also train; leave out --split."
+            )
+        return _write_answers(run, out, data=data, with_train=train_too, precision=precision)
+    if train_too or precision is not None:
+        raise UsageError("--train and --precision say what is written, so they need --out FILE.")
+    split = split or "test"
     scores = evaluate_run(run_folder(run), split, data)
     # Each data set of a joint run has tasks of its own, so there is a table for each.
     if "datasets" not in scores:
@@ -108,6 +140,23 @@ def evaluate(
         console.print(make_score_table(part, name))
     console.print(make_dataset_table(scores, split=split))
     return None
+
+
+def _write_answers(run: str, out: Path, **options: Any) -> None:
+    from distbranch.answers.evaluation import answer_run
+    from distbranch.report.answers import tabulate_answers
+    from distbranch.report.tables import render_rich
+
+    if is_remote(run):
+        raise UsageError(
+            f"--out needs a run in a folder of this machine, which keeps the answers, found {run}. Copy the run first."
+        )
+    done = answer_run(Path(run), out, **options)
+    console.print(render_rich(tabulate_answers(done.findings, in_brief=True)))
+    print_plain(f"{out}: predictions of {done.num_rows:,} images")
+    print_plain(
+        f"{done.folder}: what they are worth on {done.split}, worst errors, suspected wrong labels; see `distbranch report {run}`"
+    )
 
 
 def report(

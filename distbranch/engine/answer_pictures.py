@@ -76,5 +76,5 @@ def fill_folder(folder: Path) -> Iterator[Path]:
                 file.replace(folder / file.name)
     except OSError as error:
         raise UserError(
-            f"The folder {folder} cannot be written ({reason_of(error)}). Give another with --out."
+            f"The folder {folder} cannot be written ({reason_of(error)}). Give another place."
         ) from None

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor
 from distbranch.config import load_config
 from distbranch.config.reading import locate_named_plugins, read_yaml
 from distbranch.engine.checkpoint import AVERAGE, load_newest
-from distbranch.engine.run_directory import RunDirectory
+from distbranch.engine.run_directory import RunDirectory, write_json
 from distbranch.errors import UserError
 from distbranch.models.architecture import VERSION, Architecture
 from distbranch.models.earlier_runs import is_earlier, rename_earlier
@@ -25,6 +26,7 @@ from distbranch.tensor_files import load_tensors, save_tensors
 logger = logging.getLogger("distbranch")
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+THRESHOLDS = "thresholds"  # in the description, once they were chosen: {task: {"threshold", ...}}
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,16 @@ def load_model(run_directory: Path) -> tuple[Network, Preprocessing]:
             design, weights = rename_earlier(design, weights)
         network = Network(Architecture.from_json(design), preprocessing.mean, preprocessing.std)
         network.load_state_dict(weights)
-    return network.folded().eval(), preprocessing
+        network = network.folded().eval()
+        network.thresholds = description.get(THRESHOLDS)
+    return network, preprocessing
+
+
+def save_thresholds(run_directory: Path, thresholds: Mapping[str, Mapping[str, Any]]) -> None:
+    """Keep with the model of a finished run from which probability on a binary task is answered with yes."""
+    file = run_directory / "model" / DESCRIPTION
+    description = json.loads(file.read_text())
+    write_json(file, description | {THRESHOLDS: dict(thresholds)})
 
 
 def _load_plugins_of(files: RunDirectory) -> None:

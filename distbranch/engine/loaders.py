@@ -120,11 +120,6 @@ def _read_augmentation(config: Config) -> Augmentation:
 def _read_loader_options(
     info: DatasetInfo, data: DataConfig, ranks: Ranks, image_size: tuple[int, int]
 ) -> dict[str, Any]:
-    cache = None
-    if any(
-        is_remote(member.path) for member in info.members
-    ):  # else a user without a home needs no folder for copies
-        cache = Cache(data.cache_directory or default_cache_folder(), int(data.cache_gib * 2**30))
     num_workers = data.workers
     if num_workers is None:
         num_workers = choose_num_processes(ranks)
@@ -136,9 +131,16 @@ def _read_loader_options(
         "num_workers": num_workers,
         "prefetch": data.prefetch,
         "on_bad_sample": data.on_bad_sample,
-        "cache": cache,
+        "cache": open_cache(info, data),
         "pin_memory": ranks.device.type == "cuda",
     }
+
+
+def open_cache(info: DatasetInfo, data: DataConfig) -> Cache | None:
+    """That of data sets at a URL; a user without a home needs no folder for copies of others."""
+    if not any(is_remote(member.path) for member in info.members):
+        return None
+    return Cache(data.cache_directory or default_cache_folder(), int(data.cache_gib * 2**30))
 
 
 def choose_num_processes(ranks: Ranks) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -25,6 +25,7 @@ class Predictor(Protocol):
     """A network, or a file exported from one."""
 
     tasks: TaskSet
+    thresholds: dict[str, dict[str, Any]] | None
 
     def __call__(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """Logits by task name. images: uint8 [B, 3, H, W]."""

@@ -41,6 +41,7 @@ class RunDirectory:
         self.affinity = path / "affinity"
         self.model = path / "model"
         self.sample_maps = path / "sample_maps.npz"  # of dense tasks: a few images for the report
+        self.answers = path / "answers"  # what `evaluate --out` finds
         self.tensorboard = path / "tensorboard"
         self.profile = path / "profile"
         self.lock = path / ".lock"  # held by the process that trains the run
@@ -175,11 +176,18 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_atomically(path: Path, text: str) -> None:
     """Replace a file in one step: whoever reads sees the old or the new content, never half of it."""
+    with replaced_atomically(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def replaced_atomically(path: Path) -> Iterator[Path]:
+    """A file beside `path` that takes its name if all goes well and vanishes otherwise."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        aside.write_text(text, encoding="utf-8")
+        yield aside
         aside.replace(path)
-    except OSError:
+    except BaseException:
         with suppress(OSError):
             aside.unlink(missing_ok=True)
         raise

@@ -36,6 +36,7 @@ from distbranch.engine.trainer import Trainer
 from distbranch.engine.training_state import AFFINITY, TrainingState
 from distbranch.errors import UserError
 from distbranch.losses import build_task_set
+from distbranch.models.network import Network
 from distbranch.plugins import describe_plugin_failure, hash_plugins
 
 STORAGE_ERRORS = (
@@ -236,6 +237,28 @@ def evaluate_run(directory: Path, split: str, data: str | None = None) -> dict[s
     Raises:
         UserError: no such run, split or data set, or other tasks.
     """
+    network, config, info = load_evaluation(directory, data)
+    ranks = Ranks.alone()
+    network.to(ranks.device)
+    size, bf16 = config.train.eval_batch_size, RunDirectory(directory).precision == "bf16"
+    return evaluate_split(
+        network,
+        info,
+        split,
+        ranks,
+        config.data,
+        batch_size=size,
+        bf16=bf16,
+        byte_angles=config.metrics.byte_angles,
+    )
+
+
+def load_evaluation(directory: Path, data: str | None) -> tuple[Network, Config, DatasetInfo]:
+    """The network and the configuration of a run, and its data, or another data set with tasks of the run.
+
+    Raises:
+        UserError: no such run or data set, or other tasks.
+    """
     network, _ = load_model(directory)
     config = load_config(RunDirectory(directory).config)
     loss = config.loss.model_copy(update=RunDirectory(directory).label_weights)
@@ -253,19 +276,7 @@ def evaluate_run(directory: Path, split: str, data: str | None = None) -> dict[s
             f"The data set {info.path} has other tasks than the run {directory} ({', '.join(other[:5])}). "
             "Give one whose tasks are among those of the run."
         )
-    ranks = Ranks.alone()
-    network.to(ranks.device)
-    size, bf16 = config.train.eval_batch_size, RunDirectory(directory).precision == "bf16"
-    return evaluate_split(
-        network,
-        info,
-        split,
-        ranks,
-        config.data,
-        batch_size=size,
-        bf16=bf16,
-        byte_angles=config.metrics.byte_angles,
-    )
+    return network, config, info
 
 
 def find_thin_baselines(result: RunResult) -> list[dict[str, Any]]:

@@ -177,6 +177,9 @@ def _metadata(network: Network, preprocessing: Preprocessing, input_type: str) -
     what = "logits per task"
     if network.tasks.dense:
         what += ", of dense tasks a map as high and wide as the input"
+    chosen = {}
+    if network.thresholds is not None:
+        chosen["thresholds"] = network.thresholds
     numbers = "0..255" if input_type == "uint8" else "(pixel / 255 - mean) / std"
     return {
         "format": "distbranch-export",
@@ -192,6 +195,7 @@ def _metadata(network: Network, preprocessing: Preprocessing, input_type: str) -
         "tasks": [task.to_json() for task in network.tasks.tasks],
         "outputs": f"{what}: {', '.join(meanings)}",
         "tree": network.architecture.tree.to_json(),
+        **chosen,
     }
 
 

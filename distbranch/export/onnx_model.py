@@ -56,6 +56,7 @@ class OnnxModel:
         metadata = json.loads(found)
         self.preprocessing = Preprocessing.from_json(metadata["preprocessing"])
         self.tasks = TaskSet([Task.from_json(task) for task in metadata["tasks"]])
+        self.thresholds: dict[str, dict[str, Any]] | None = metadata.get("thresholds")
         self.input_shape: list[str | int] = metadata["input"]["shape"]
         self._is_float: bool = metadata["input"]["type"] == "float"
         self._input_name: str = self.session.get_inputs()[0].name

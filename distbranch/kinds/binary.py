@@ -69,6 +69,12 @@ class Binary(Kind):
         # Six digits, for scores are computed in float32, which has seven.
         return {task.name: f"{answer:.6f}"}
 
+    def decide_answer(
+        self, task: Task, answer: Summary, threshold: float | None
+    ) -> LabelValue | None:
+        assert isinstance(answer, float)
+        return None if threshold is None else int(answer >= threshold)
+
     def describe_answer(self, task: Task, answer: Summary, threshold: float) -> str:
         assert isinstance(answer, float)
         return f"{task.name} ({answer:.0%})" if answer >= threshold else ""

@@ -82,8 +82,18 @@ class Categorical(Kind):
 
     def describe_answer(self, task: Task, answer: Summary, threshold: float) -> str:
         assert isinstance(answer, dict)
-        best = max(answer, key=answer.__getitem__)
+        best = self.decide_answer(task, answer, threshold)
         return f"{task.name}={best} ({answer[best]:.0%})"
+
+    def decide_answer(self, task: Task, answer: Summary, threshold: float | None) -> str:
+        assert isinstance(answer, dict)
+        shares = np.array([list(answer.values())])
+        return task.classes[int(self.choose_classes(shares)[0])]
+
+    def choose_classes(self, shares: Array) -> Array:
+        """The number of the class that is answered for every image [N]. shares: [N, classes]."""
+        index: Array = np.argmax(shares, axis=1)
+        return index
 
     def read_label(self, task: Task, value: object) -> float:
         if value not in task.classes:

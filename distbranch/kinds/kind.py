@@ -162,6 +162,12 @@ class Kind:
         # Float32 has seven digits, to which a mean adds others: seconds since 1970 have ten.
         return {task.name: f"{answer:.10g}"}
 
+    def decide_answer(
+        self, task: Task, answer: Summary, threshold: float | None
+    ) -> LabelValue | None:
+        """What follows from an answer of shares: a class, or 1 or 0 by the threshold; None where the answer says it itself."""
+        return None
+
     def describe_answer(self, task: Task, answer: Summary, threshold: float) -> str:
         """An answer for people; empty if it is less probable than `threshold`."""
         assert isinstance(answer, float)

@@ -6,7 +6,6 @@ worse than by one; a single number would assume that all steps are equally wide.
 
 from __future__ import annotations
 
-from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +15,7 @@ from torch.nn import functional
 
 from distbranch.kinds.binary import count_classes
 from distbranch.kinds.categorical import Categorical
-from distbranch.kinds.kind import KINDS, Array, Metric, Metrics, Summary
+from distbranch.kinds.kind import KINDS, Array, Metric, Metrics
 from distbranch.kinds.label_counts import Counts
 from distbranch.kinds.number import Number, correlate_ranks
 
@@ -61,12 +60,10 @@ class Ordinal(Categorical):
         ends = above.new_ones(len(above), 1)
         return torch.cat([ends, above], dim=1) - torch.cat([above, 0 * ends], dim=1)
 
-    def describe_answer(self, task: Task, answer: Summary, threshold: float) -> str:
+    def choose_classes(self, shares: Array) -> Array:
         """The median, which is what is scored; the most probable class may lie at either end."""
-        assert isinstance(answer, dict)
-        cumulated = zip(answer, accumulate(answer.values()), strict=True)
-        median = next(name for name, share in cumulated if share >= 0.5)
-        return f"{task.name}={median} ({answer[median]:.0%})"
+        index: Array = np.argmax(np.cumsum(shares, axis=1) >= 0.5, axis=1)
+        return index
 
     def score(self, task: Task, logits: Array, labels: Array) -> Metrics:
         """Accuracy, mean absolute error in steps, Spearman's rank correlation and Cohen's kappa with quadratic weights.

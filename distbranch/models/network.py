@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Self, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -64,6 +64,8 @@ class Network(nn.Module):
         self._frozen: list[nn.Module] = []
         self.routing = architecture.routing
         self.tasks = TaskSet(architecture.tasks)
+        # By binary task, {"threshold": from which probability on the answer is yes, ...}; None until they were chosen.
+        self.thresholds: dict[str, dict[str, Any]] | None = None
 
         self.units = nn.ModuleDict()
         for number, plan in enumerate(architecture.backbone.plans):
@@ -462,4 +464,7 @@ def restrict(network: Network, names: Sequence[str]) -> Network:
         raise UserError(
             f"At least one task must be given. The network has {len(known)}: {', '.join(known[:8])} ..."
         )
-    return network.rebuilt(network.served_architecture.restricted(kept), kept).eval()
+    part = network.rebuilt(network.served_architecture.restricted(kept), kept).eval()
+    if network.thresholds is not None:
+        part.thresholds = {task: one for task, one in network.thresholds.items() if task in names}
+    return part

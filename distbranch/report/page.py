@@ -22,6 +22,12 @@ from distbranch.config.network import BASELINES, WIDTHS, ModelConfig
 from distbranch.errors import UserError
 from distbranch.kinds.kind import PER_CLASS
 from distbranch.metrics import list_metrics
+from distbranch.report.answers import (
+    list_answer_pictures,
+    list_sheets,
+    read_answers,
+    tabulate_answers,
+)
 from distbranch.report.console import (
     UNDEFINED,
     describe_units,
@@ -83,8 +89,11 @@ def report_run(
     page = Path(out) if out is not None else run.directory / "report.html"
     # all, before a file of an earlier report is replaced
     drawn = {name: draw() for name, draw in list_pictures(run, thin).items()}
+    answers = read_answers(run.directory)
+    if answers is not None:
+        drawn |= {name: draw() for name, (_, _, draw) in list_answer_pictures(answers).items()}
     files = {page.parent / "report" / f"{name}.png": figure for name, figure in drawn.items()}
-    write_page(page, files, lambda: render_run(run, drawn, thin))
+    write_page(page, files, lambda: render_run(run, drawn, thin, answers))
     return page
 
 
@@ -103,14 +112,20 @@ def write_page(page: Path, figures: Mapping[Path, Figure], render: Callable[[], 
         ) from None
 
 
-def render_run(run: RunFiles, drawn: Mapping[str, Figure], thin: RunFiles | None = None) -> str:
+def render_run(
+    run: RunFiles,
+    drawn: Mapping[str, Figure],
+    thin: RunFiles | None = None,
+    answers: Mapping[str, Any] | None = None,
+) -> str:
     """The page of a run with these figures, compared with a thin one."""
+    of_answers = list_answer_pictures(answers) if answers is not None else {}
     numbers = group_numbers(list_top_groups(run.layers))
     split = choose_shown_split(run)
     scores = run.get_scores().get(split, {"tasks": {}, "mean": {}})
     thin_rows = thin.get_rows(split) if thin else {}
     means = _list_means(run)
-    texts = {name: describe_picture(name) for name in drawn}
+    texts = {name: describe_picture(name) for name in drawn if name not in of_answers}
     model = run.config.get("model", {})
     # what is not known is not checked: the run may be of an older version
     widths = ModelConfig.model_construct(**{key: model.get(key) for key in WIDTHS})
@@ -125,7 +140,7 @@ def render_run(run: RunFiles, drawn: Mapping[str, Figure], thin: RunFiles | None
         metrics=list_metrics(),
         width_text=widths.width_text,
         last_iteration=max((line["iteration"] for line in run.metrics), default=0),
-        pictures={name: draw_svg(figure, texts[name][0]) for name, figure in drawn.items()},
+        pictures={name: draw_svg(drawn[name], text) for name, (text, _) in texts.items()},
         texts=texts,
         tasks=_tabulate_tasks(scores, numbers, thin_rows),
         gains=_describe_gains(scores, thin_rows, thin.name) if thin else "",
@@ -133,6 +148,13 @@ def render_run(run: RunFiles, drawn: Mapping[str, Figure], thin: RunFiles | None
         means_note=f"{describe_units(select_metrics(list(means.values())))}.".capitalize(),
         classes=_tabulate_classes(scores),
         decisions=_tabulate_decisions(run, numbers),
+        answers=answers,
+        answer_table=tabulate_answers(answers["tasks"]) if answers is not None else None,
+        answer_pictures=[
+            (heading, note, draw_svg(drawn[name], heading))
+            for name, (heading, note, _) in of_answers.items()
+        ],
+        answer_sheets=list_sheets(run.directory, answers) if answers is not None else [],
         settings={"Configuration": run.config, "Environment": run.environment},
     )
 

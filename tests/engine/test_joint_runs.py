@@ -5,10 +5,12 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import pandas
 import pytest
 import yaml
 from tiny_runs import NUM_SAMPLES, TASKS, config_of, content_of, lines_of, train_tiny
 
+from distbranch.answers.evaluation import answer_run
 from distbranch.data.pack import pack
 from distbranch.data.reader import ShardReader, ShardSource
 from distbranch.data.shards import Sample, read_dataset
@@ -96,3 +98,19 @@ def test_each_data_set_is_scored_on_its_own_tasks_and_the_scores_are_put_togethe
     assert scores["tasks"]["cell-0"]["accuracy"] == pytest.approx(weighted)
     line = lines_of(joint_run / "metrics.jsonl", "evaluation")[-1]
     assert line["datasets"] == scores["datasets"]
+
+
+def test_predictions_of_a_joint_run_name_the_data_set_of_every_image(
+    joint_run: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(joint_run, tmp_path / "run")
+    done = answer_run(run, tmp_path / "all.parquet")
+    table = pandas.read_parquet(tmp_path / "all.parquet")
+    counts = table.groupby(["dataset", "split"]).size().to_dict()
+    expected = {("data", split): NUM_SAMPLES[split] for split in ("val", "test")}
+    assert counts == expected | {("set", "test"): 20}
+    assert table.loc[table["dataset"] == "data", "label:dark"].isna().all()
+    written = json.loads((run / "result.json").read_text())["metrics"]["test"]["tasks"]
+    for name, found in done.findings.items():
+        assert found["num_labelled"] == written[name]["num_labelled"]
+        assert found["accuracy"] == pytest.approx(written[name]["accuracy"])
