@@ -233,7 +233,7 @@ class Network(nn.Module):
 
         Gradients go down to the features of the first of the units and no further.
         """
-        features = [normalise(images, self.mean, self.std)]
+        features = [self._enter(images)]
         kept = []
         for number, (name, nodes) in enumerate(
             zip(self.routing.units, self.routing.nodes, strict=True)

@@ -330,6 +330,14 @@ def test_every_batch_norm_of_a_network_is_ours_and_keeps_its_eps() -> None:
     assert unit.tail.get_submodule("bn1").eps == model.bn1.eps == 1e-3
 
 
+def test_features_for_an_affinity_are_those_of_images_in_the_colours_of_the_weights() -> None:
+    backbone = replace(backbone_of("test_resnet"), input_affine=((1.1, 1, 0.9), (0.1, 0, 0.2)))
+    network = widened(Network(Architecture(backbone, TASKS)).eval())
+    x = pictures(2)
+    outputs, _ = network.run_with_features(x, [1])
+    torch.testing.assert_close(outputs, network(x, flat=True))
+
+
 # ---- export
 
 
