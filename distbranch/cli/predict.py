@@ -1,8 +1,5 @@
 """`distbranch predict`: the scores of images, as a table, CSV or JSON, and pictures of what every pixel is."""
 
-import csv
-import io
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -73,6 +70,7 @@ def predict(
     from distbranch.engine.answer_pictures import summarise_predictions
     from distbranch.engine.predict import find_images, predict_images
     from distbranch.export import load_predictor
+    from distbranch.report.prediction_table import format_predictions
 
     network, preprocessing = load_predictor(run_folder(run))
     # Images of another device may use more bits than those of training did.
@@ -117,6 +115,7 @@ def _write_folder(
         write_pictures,
     )
     from distbranch.errors import UsageError
+    from distbranch.report.prediction_table import format_predictions
 
     if folder.is_file() or folder.suffix.lower() in (".csv", ".json", ".png"):
         raise UsageError(
@@ -140,37 +139,3 @@ def _describe_found(tasks: Sequence["Task"], one: "PredictionSummary", threshold
         texts[kind.is_dense].append(text)
     of_images = ", ".join(filter(None, texts[False]))
     return "\n".join(filter(None, [of_images, *texts[True]]))  # a line per dense task
-
-
-def format_predictions(
-    tasks: Sequence["Task"], predictions: Sequence["PredictionSummary"], *, as_json: bool
-) -> str:
-    """JSON, or CSV with a column per task or `task:class`."""
-    if as_json:
-        content = []
-        for one in predictions:
-            written = {"pictures": one.pictures} if one.pictures else {}
-            content.append({"image": str(one.image), **written, "scores": one.scores})
-        return json.dumps(content, indent=1) + "\n"
-    rows = [_make_row(tasks, one) for one in predictions]
-    # The writer of CSV has line ends of its own.
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def _make_row(tasks: Sequence["Task"], one: "PredictionSummary") -> dict[str, str]:
-    from distbranch.kinds import KINDS
-    from distbranch.tasks import unused_name
-
-    row = {"image": str(one.image)}
-    if one.pictures:
-        row["pictures"] = one.pictures
-    for task in tasks:
-        cells = KINDS[task.kind].write_answer(task, one.scores[task.name])
-        # A name that is taken (a task may be called `image`) gets a number.
-        for name, cell in cells.items():
-            row[unused_name(name, row)] = cell
-    return row

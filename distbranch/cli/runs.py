@@ -118,15 +118,9 @@ def report(
     - `distbranch report runs/quickstart`
     - `distbranch report runs/sweep-quickstart --out sweep.html`
     """
-    from distbranch.report.sweep_files import is_sweep
+    from distbranch.report import write_report
 
-    # A sweep's folder holds runs; its page compares them.
-    folder = run_folder(run)
-    if is_sweep(folder):
-        from distbranch.report.sweep_page import report_sweep as write_report
-    else:
-        from distbranch.report.page import report_run as write_report
-    print_plain(write_report(folder, out))
+    print_plain(write_report(run, out))
 
 
 def doctor(
@@ -157,7 +151,7 @@ def _show_result(result: "RunResult") -> None:
     from distbranch.report.console import describe_scout, make_dataset_table, make_result_table
 
     if result.summary["method"] not in BASELINES:  # whose tasks share by no tree
-        print_plain(f"\n{result.tree.text(result.summary['tasks'])}\n")
+        print_plain(f"\n{result.tree}\n")
     split = "test" if "test" in result.metrics else "val"
     if split in result.metrics:
         # What the tree gained is seen beside the thin networks that were trained on the same data.
