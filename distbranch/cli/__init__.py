@@ -19,6 +19,7 @@ from distbranch.cli.data import data_app
 from distbranch.cli.experiment import compare, experiment_app
 from distbranch.cli.predict import predict
 from distbranch.cli.runs import cancel, doctor, evaluate, export, logs, report, status, train
+from distbranch.cli.serve import serve
 from distbranch.cli.submit import submit_app
 from distbranch.cli.sweep import sweep
 from distbranch.cli.terminal import console, errors, given_plugins, lasting_streams
@@ -63,6 +64,7 @@ for command in (
     evaluate,
     predict,
     export,
+    serve,
     report,
     doctor,
     status,

@@ -144,7 +144,7 @@ def _split_names(given: Sequence[str], known: Sequence[str]) -> list[str]:
     return [part.strip() for name in names for part in ([name] if isinstance(name, str) else name)]
 
 
-def require(package: str) -> ModuleType:
+def require(package: str, extra: str = "export") -> ModuleType:
     """The package, or one sentence that says how to install it."""
     import importlib
 
@@ -152,7 +152,7 @@ def require(package: str) -> ModuleType:
         return importlib.import_module(package)
     except ImportError:
         raise UserError(
-            f"The package {package} is not installed. Install it: pip install 'distbranch[export]'."
+            f"The package {package} is not installed. Install it: pip install 'distbranch[{extra}]'."
         ) from None
 
 

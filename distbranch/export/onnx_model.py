@@ -29,19 +29,19 @@ _UNREADABLE = (
 
 
 class OnnxModel:
-    """The network of an exported file: `model(images uint8 [B, 3, H, W])` gives {task name: logits}.
+    """The network of an exported file: `model(images uint8 [B, 3, H, W])` gives {task name: logits}; 0 threads: all cores.
 
     Raises:
         UserError: no such file, not ONNX, or not written by `distbranch export`.
     """
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, *, num_threads: int = 0) -> None:
         if not file.is_file():
             raise UserError(
                 f"There is no file {file}. Give one that `distbranch export` wrote, or a run directory."
             )
         try:
-            self.session = open_session(str(file))
+            self.session = open_session(str(file), num_threads=num_threads)
         except _UNREADABLE as error:
             reason = " ".join(str(error).split())[:200].rstrip(".")
             raise UserError(
@@ -56,6 +56,7 @@ class OnnxModel:
         metadata = json.loads(found)
         self.preprocessing = Preprocessing.from_json(metadata["preprocessing"])
         self.tasks = TaskSet([Task.from_json(task) for task in metadata["tasks"]])
+        self.thresholds: dict[str, dict[str, Any]] = metadata.get("thresholds", {})
         self.input_shape: list[str | int] = metadata["input"]["shape"]
         self._is_float: bool = metadata["input"]["type"] == "float"
         self._input_name: str = self.session.get_inputs()[0].name

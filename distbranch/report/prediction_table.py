@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from distbranch.engine.answer_pictures import PredictionSummary
@@ -28,10 +28,22 @@ def tabulate_predictions(
     )
 
 
-def describe_prediction(one: PredictionSummary) -> dict[str, Any]:
-    """One image as plain values, for JSON."""
-    written = {"pictures": one.pictures} if one.pictures else {}
-    return {"image": str(one.image), **written, "scores": one.scores}
+def describe_prediction(
+    one: PredictionSummary, thresholds: Mapping[str, Mapping[str, float]] | None = None
+) -> dict[str, Any]:
+    """One image as plain values, for JSON; `answers` says of tasks with a threshold whether the score reaches it (1 or 0)."""
+    described: dict[str, Any] = {"image": str(one.image)}
+    if one.pictures:
+        described["pictures"] = one.pictures
+    described["scores"] = one.scores
+    answers = {}
+    for name, chosen in (thresholds or {}).items():
+        score = one.scores.get(name)
+        if isinstance(score, float):
+            answers[name] = int(score >= chosen["threshold"])
+    if answers:
+        described["answers"] = answers
+    return described
 
 
 def format_predictions(
