@@ -61,12 +61,14 @@ class OnnxModel:
         self._is_float: bool = metadata["input"]["type"] == "float"
         self._input_name: str = self.session.get_inputs()[0].name
 
+    def make_input(self, images: Tensor) -> dict[str, Any]:
+        """What the file takes, by name, for images uint8 [B, 3, H, W]."""
+        values = self.preprocessing.normalise_images(images) if self._is_float else images
+        return {self._input_name: values.contiguous().numpy()}
+
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         """Logits by task name: [B] if binary, [B, K] if categorical, [B, K, H, W] if dense. images: uint8 [B, 3, H, W]."""
-        values = self.preprocessing.normalise_images(images) if self._is_float else images
-        outputs = self.session.run(
-            list(self.tasks.names), {self._input_name: values.contiguous().numpy()}
-        )
+        outputs = self.session.run(list(self.tasks.names), self.make_input(images))
         return {
             name: torch.from_numpy(output)
             for name, output in zip(self.tasks.names, outputs, strict=True)

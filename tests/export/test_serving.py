@@ -43,9 +43,9 @@ def served(original_world: Path) -> Iterator[Served]:
         os.chdir(before)
     _add_thresholds(file)
     with tempfile.TemporaryDirectory(prefix="sv") as scratch:  # Ray's sockets need a short path
+        serve = ["serve", str(file), "--port", str(_free_port()), "--max-megabytes", "0.1"]
         process = subprocess.Popen(
-            [sys.executable, "-m", "distbranch", "serve", str(file), "--port", str(_free_port())]
-            + ["--max-megabytes", "0.1"],
+            [sys.executable, "-m", "distbranch", *serve],
             env={**os.environ, "RAY_TMPDIR": scratch},
             stdout=subprocess.PIPE,
             text=True,
