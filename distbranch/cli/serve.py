@@ -5,7 +5,8 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from distbranch.cli.terminal import print_plain
+from distbranch.cli.terminal import given_plugins, print_plain
+from distbranch.plugins import make_absolute
 
 
 def serve(
@@ -38,5 +39,6 @@ def serve(
         port=port,
         replicas=replicas,
         max_megabytes=max_megabytes,
+        plugins=list(map(make_absolute, given_plugins)),
         say=print_plain,
     )

@@ -107,6 +107,11 @@ def export(
         network = restrict(network, tasks)
     out = out or _choose_place(run, file_format, tasks, precision, triton)
     check_can_be_written(out)
+    val = None
+    if precision != "fp32":
+        from distbranch.export import low_precision
+
+        val = low_precision.read_val(run, precision)
     images, described = _images(run, preprocessing)
     write, check = (_write_onnx, _run_onnx) if file_format == "onnx" else (_write_torch, _run_torch)
     scores = {}
@@ -127,12 +132,11 @@ def export(
                 f"The exported network differs from the trained one by {difference:.2g}, more than {TOLERANCE:g}, so "
                 f"{out} is not kept. Its weights are beyond what float32 carries; train with a smaller optim.lr."
             )
-        if precision != "fp32":
-            from distbranch.export.low_precision import check_scores, lower_and_compare
-
-            scores = lower_and_compare(aside, run, of_all_tasks, preprocessing, precision)
+        if val is not None:
+            low_precision.lower_precision(aside, precision, val[0], preprocessing)
             difference = measure()
-            check_scores(scores, precision, difference, tolerance)
+            scores = low_precision.compare_scores(of_all_tasks, aside, *val)
+            low_precision.check_scores(scores, precision, difference, tolerance)
     if scores:
         write_json(out.with_suffix(".scores.json"), {"precision": precision, "tasks": scores})
     if triton is not None:

@@ -37,13 +37,11 @@ NUM_BATCHES, BATCH_SIZE = (
 )  # 256 images, for ranges of activations; ONNX Runtime advises 100 or more
 
 
-def lower_and_compare(
-    file: Path, run: Path, network: Network, preprocessing: Preprocessing, precision: str
-) -> dict[str, dict[str, Any]]:
-    """Rewrite a file in a lower precision; the scores of its tasks before and after. `network` has all tasks of the run.
+def read_val(run: Path, precision: str) -> tuple[DatasetInfo, Config]:
+    """The data of a run, which have a val, and its configuration, asked for before anything is written.
 
     Raises:
-        UserError: the run's data cannot be read, or have no val.
+        UserError: they cannot be read, or have no val.
     """
     config = load_config(RunDirectory(run).config)
     try:
@@ -57,8 +55,7 @@ def lower_and_compare(
             f"What --precision {precision} loses is measured on {SPLIT}, but {info.path} has {', '.join(info.splits)} alone. "
             "Export without --precision."
         )
-    lower_precision(file, precision, info, preprocessing)
-    return compare_scores(network, file, info, config)
+    return info, config
 
 
 def check_scores(

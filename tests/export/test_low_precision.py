@@ -45,9 +45,10 @@ def test_some_tasks_in_lower_precision_are_compared_alone(world: Path) -> None:
     assert ended.code == 0, ended.err
     written = json.loads(Path(RUN, "model", "model-shade-int8.scores.json").read_text())
     assert list(written["tasks"]) == ["shade"]
-    assert list(distbranch.predict(f"{RUN}/model/model-shade-int8.onnx", "photo.jpg")) == list(
-        distbranch.predict(RUN, "photo.jpg")
-    )[:1] + ["shade:dark", "shade:mid", "shade:light"]
+    answers = distbranch.predict(f"{RUN}/model/model-shade-int8.onnx", "photo.jpg")
+    assert [name for name in answers if name != "image"] == [
+        name for name in distbranch.predict(RUN, "photo.jpg") if name.startswith("shade")
+    ]
 
 
 def test_a_task_that_loses_more_than_may_be_lost_is_named_and_outputs_are_finite() -> None:

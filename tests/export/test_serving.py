@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,8 @@ import psutil
 import pytest
 import requests
 from tiny_world import assert_one_sentence, picture, run_command
+
+from distbranch.launch.on_ray.serving import find_free_port
 
 THRESHOLDS = {"bright": {"threshold": 0.25}}
 NUM_REQUESTS = 1000
@@ -27,60 +30,58 @@ class Served:
     """A server of the tiny run, its address and that of its metrics."""
 
     process: subprocess.Popen[str]
+    file: Path
     url: str
     metrics: str
-    scratch: Path
 
 
-@pytest.fixture(scope="module")
-def served(original_world: Path) -> Iterator[Served]:
-    file = original_world.with_name("served.onnx")
-    before = Path.cwd()
-    os.chdir(original_world.with_name("world"))
-    try:
-        assert run_command(["export", "runs/tiny", "--out", str(file)]).code == 0
-    finally:
-        os.chdir(before)
-    _add_thresholds(file)
+@contextmanager
+def serving(file: Path) -> Iterator[Served]:
     with tempfile.TemporaryDirectory(prefix="sv") as scratch:  # Ray's sockets need a short path
-        serve = ["serve", str(file), "--port", str(_free_port()), "--max-megabytes", "0.1"]
+        serve = ["serve", str(file), "--port", str(find_free_port()), "--max-megabytes", "0.1"]
         process = subprocess.Popen(
             [sys.executable, "-m", "distbranch", *serve],
             env={**os.environ, "RAY_TMPDIR": scratch},
             stdout=subprocess.PIPE,
             text=True,
         )
-        assert process.stdout is not None
-        line = process.stdout.readline()  # it says where, when it answers
-        found = re.search(r"3 tasks at (http://\S+/), .* (http://\S+/metrics);", line)
-        assert found is not None, (line, process.poll())
-        yield Served(process, found[1], found[2], Path(scratch))
-        process.kill()
-        process.wait()
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()  # it says where, when it answers
+            found = re.search(r"3 tasks at (http://\S+/), .* (http://\S+/metrics);", line)
+            assert found is not None, (line, process.poll())
+            yield Served(process, file, found[1], found[2])
+            started = psutil.Process(process.pid).children(recursive=True)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=300) == 0
+            assert started
+            assert not [process for process in started if process.is_running()]
+            assert os.listdir(scratch) == []
+        finally:
+            process.kill()
+            process.wait()
 
 
-def _free_port() -> int:
-    from distbranch.launch.on_ray.serving import _find_free_port
-
-    return _find_free_port()
-
-
-def _add_thresholds(file: Path) -> None:
-    """As an export of a run whose thresholds were chosen writes them."""
-    model = onnx.load(file)
-    (entry,) = [prop for prop in model.metadata_props if prop.key == "distbranch"]
-    entry.value = json.dumps(json.loads(entry.value) | {"thresholds": THRESHOLDS})
-    onnx.save(model, file)
-
-
-def test_a_thousand_requests_at_a_time_are_answered_as_predict_answers(
-    served: Served, tmp_path: Path
+def test_a_server_answers_a_load_as_predict_does_refuses_the_rest_and_leaves_nothing(
+    world: Path,
 ) -> None:
-    files = [tmp_path / f"{number:02d}.jpg" for number in range(10)]
+    # In one test, for a server takes a while to start.
+    assert run_command(["export", "runs/tiny", "--out", "served.onnx"]).code == 0
+    _add_thresholds(Path("served.onnx"))
+    with serving(world / "served.onnx") as served:
+        check_load(served, world / "load")
+        check_refusals(served)
+        check_descriptions(served)
+        taken = run_command(["serve", "served.onnx", "--port", served.url.split(":")[-1][:-1]])
+        assert_one_sentence(taken, 1, ("Nothing can be served", "--port"))
+
+
+def check_load(served: Served, folder: Path) -> None:
+    folder.mkdir()
+    files = [folder / f"{number:02d}.jpg" for number in range(10)]
     for number, file in enumerate(files):
         file.write_bytes(picture(number))
-    onnx_file = served.process.args[4]  # type: ignore[index]
-    said = run_command(["predict", str(onnx_file), str(tmp_path), "--format", "json"]).out
+    said = run_command(["predict", str(served.file), str(folder), "--format", "json"]).out
     expected = [one["scores"] for one in json.loads(said)]
 
     def ask(number: int) -> tuple[int, dict[str, object]]:
@@ -104,7 +105,7 @@ def test_a_thousand_requests_at_a_time_are_answered_as_predict_answers(
         assert answer["answers"] == {"bright": int(scores["bright"] >= 0.25)}
 
 
-def test_what_is_no_image_is_refused_and_so_is_what_is_too_large(served: Served) -> None:
+def check_refusals(served: Served) -> None:
     def told(status: int, **sent: object) -> str:
         answer = requests.post(served.url, timeout=300, **sent)  # type: ignore[arg-type]
         assert answer.status_code == status
@@ -123,7 +124,7 @@ def test_what_is_no_image_is_refused_and_so_is_what_is_too_large(served: Served)
     assert requests.put(served.url, timeout=300).status_code == 405
 
 
-def test_health_metrics_and_what_is_served_are_told(served: Served) -> None:
+def check_descriptions(served: Served) -> None:
     assert requests.get(f"{served.url}-/healthz", timeout=300).status_code == 200
     described = requests.get(served.url, timeout=300).json()
     assert [task["name"] for task in described["tasks"]] == ["bright", "wide", "shade"]
@@ -131,12 +132,15 @@ def test_health_metrics_and_what_is_served_are_told(served: Served) -> None:
     assert "ray_serve_" in requests.get(served.metrics, timeout=300).text
 
 
-def test_a_port_that_is_taken_and_a_file_that_is_none_are_refused_before_ray_starts(
-    served: Served, world: Path
-) -> None:
-    port = served.url.rpartition(":")[2].strip("/")
-    taken = run_command(["serve", str(served.process.args[4]), "--port", port])  # type: ignore[index]
-    assert_one_sentence(taken, 1, (f"127.0.0.1:{port}", "--port"))
+def _add_thresholds(file: Path) -> None:
+    """As an export of a run whose thresholds were chosen writes them."""
+    model = onnx.load(file)
+    (entry,) = [prop for prop in model.metadata_props if prop.key == "distbranch"]
+    entry.value = json.dumps(json.loads(entry.value) | {"thresholds": THRESHOLDS})
+    onnx.save(model, file)
+
+
+def test_what_is_no_exported_file_is_refused_before_ray_starts(world: Path) -> None:
     assert_one_sentence(run_command(["serve", "runs/tiny"]), 2, ("runs/tiny", "distbranch export"))
     assert_one_sentence(run_command(["serve", "none.onnx"]), 1, ("none.onnx",))
 
@@ -147,12 +151,3 @@ def test_without_its_packages_one_sentence_says_what_to_install(
     monkeypatch.setitem(sys.modules, "starlette", None)
     ended = run_command(["serve", "none.onnx"])
     assert_one_sentence(ended, 1, ("starlette", "pip install 'distbranch[serve]'"))
-
-
-def test_ctrl_c_ends_it_and_leaves_neither_a_process_nor_a_file(served: Served) -> None:
-    started = psutil.Process(served.process.pid).children(recursive=True)
-    assert started
-    served.process.send_signal(signal.SIGINT)
-    assert served.process.wait(timeout=300) == 0
-    assert not [process for process in started if process.is_running()]
-    assert os.listdir(served.scratch) == []

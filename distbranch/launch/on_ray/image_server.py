@@ -20,6 +20,7 @@ from distbranch.engine.answer_pictures import summarise_predictions
 from distbranch.engine.predict import Prediction, decode_input
 from distbranch.errors import reason_of
 from distbranch.export.onnx_model import OnnxModel
+from distbranch.plugins import load_plugins
 from distbranch.report.prediction_table import describe_prediction
 
 MOST_IMAGES = 32  # in a batch: a CPU gains little beyond
@@ -34,9 +35,13 @@ class ImageServer:
         file: that `distbranch export` wrote.
         most_bytes: of a request.
         num_threads: of ONNX Runtime.
+        plugins: to load first.
     """
 
-    def __init__(self, file: str, *, most_bytes: int, num_threads: int) -> None:
+    def __init__(
+        self, file: str, *, most_bytes: int, num_threads: int, plugins: Sequence[str]
+    ) -> None:
+        load_plugins(plugins)
         self.model = OnnxModel(Path(file), num_threads=num_threads)
         self.most_bytes = most_bytes
 

@@ -6,7 +6,7 @@ Ray Serve gives what is the same for every model: replicas that are started anew
 import logging
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from distbranch.config import LaunchConfig
@@ -28,6 +28,7 @@ def serve_file(
     port: int = 8000,
     replicas: int = 1,
     max_megabytes: float = 20,
+    plugins: Sequence[str] = (),
     say: Callable[[str], None],
 ) -> None:
     """Serve an exported file until a signal asks to stop.
@@ -38,6 +39,7 @@ def serve_file(
         port: of it.
         replicas: processes that answer; they share the cores.
         max_megabytes: of a request.
+        plugins: absolute paths, or modules, that bring the kinds of the file's tasks.
         say: called with a line when requests are answered.
 
     Raises:
@@ -54,7 +56,7 @@ def serve_file(
     # Before Ray is started, which takes seconds.
     num_tasks = OnnxModel(file).tasks.num_tasks
     _check_port(host, port)
-    metrics_port = _find_free_port()
+    metrics_port = find_free_port()
     request = StopRequest()
     alone = LaunchConfig(address="local")
     with request.receive_signals(), open_cluster(alone, metrics_port=metrics_port):
@@ -66,30 +68,29 @@ def serve_file(
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         arguments = {
             "most_bytes": int(max_megabytes * 1e6),
+            "plugins": list(plugins),
             "num_threads": max(1, num_cores() // replicas),
         }
-        # Cores are shared by threads, as said above; Ray would wait for ever for more than there are.
+        # Threads share the cores already; for more replicas than cores Ray would wait for ever.
         deployment = serve.deployment(
             ImageServer,
             num_replicas=replicas,
             ray_actor_options={"num_cpus": 0},
             max_ongoing_requests=LONGEST_QUEUE,
         )
-        try:
-            serve.start(http_options=HTTPOptions(host=host, port=port))
-            serve.run(
-                deployment.bind(str(file.absolute()), **arguments),
-                name=APPLICATION,
-                logging_config={"enable_access_log": False},
-            )
-            say(
-                f"{file}: {num_tasks} tasks at http://{host}:{port}/, health at /-/healthz, metrics for Prometheus at "
-                f"http://127.0.0.1:{metrics_port}/metrics; Ctrl-C ends it"
-            )
-            while not request():
-                time.sleep(SECONDS_BETWEEN_LOOKS)
-        finally:
-            serve.delete(APPLICATION)  # requests that have begun are answered
+        serve.start(http_options=HTTPOptions(host=host, port=port))
+        serve.run(
+            deployment.bind(str(file.absolute()), **arguments),
+            name=APPLICATION,
+            logging_config={"enable_access_log": False},
+        )
+        say(
+            f"{file}: {num_tasks} tasks at http://{host}:{port}/, health at /-/healthz, metrics for Prometheus at "
+            f"http://127.0.0.1:{metrics_port}/metrics; Ctrl-C ends it"
+        )
+        while not request():
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+        serve.delete(APPLICATION)  # requests that have begun are answered
 
 
 def _check_port(host: str, port: int) -> None:
@@ -103,7 +104,8 @@ def _check_port(host: str, port: int) -> None:
         ) from None
 
 
-def _find_free_port() -> int:
+def find_free_port() -> int:
+    """A port of 127.0.0.1 that nobody has now."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port: int = probe.getsockname()[1]
     return port
