@@ -33,10 +33,7 @@ class ShownResult(RunResult):
                 [tree.task_names[task] for task in tasks] for tasks in tree.branches(number)
             ]
             layers.append(LayerBranches(name, tuple(map(tuple, branches))))
-        figure = draw_tree(layers)
-        # A notebook asks an object for its picture; without pyplot nothing tells it about figures.
-        figure.__dict__["_repr_html_"] = lambda: _draw_html(figure)
-        return figure
+        return draw_tree(layers)
 
     def _repr_html_(self) -> str:
         """For notebooks: the name, the scores of every split, and the tree."""
