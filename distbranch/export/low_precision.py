@@ -31,10 +31,9 @@ from distbranch.models.network import Network
 
 SPLIT = "val"
 NAMED = 5  # tasks in a refusal
-NUM_BATCHES, BATCH_SIZE = (
-    16,
-    16,
-)  # 256 images, for ranges of activations; ONNX Runtime advises 100 or more
+# 256 images, for the ranges of activations; ONNX Runtime advises 100 or more.
+NUM_BATCHES = 16
+BATCH_SIZE = 16
 
 
 def read_val(run: Path, precision: str) -> tuple[DatasetInfo, Config]:
@@ -147,7 +146,7 @@ def compare_scores(
 
     model = OnnxModel(file)
     before = score()["tasks"]
-    with _answered_by(network, model):
+    with answered_by(network, model):
         after = score()["tasks"]
     compared = {}
     for task in model.tasks.tasks:
@@ -163,7 +162,7 @@ def compare_scores(
 
 
 @contextmanager
-def _answered_by(network: Network, model: OnnxModel) -> Iterator[None]:
+def answered_by(network: Network, model: OnnxModel) -> Iterator[None]:
     """Within the block the network gives the outputs of a file, for the tasks that the file has."""
 
     def replace_outputs(_: Network, images: tuple[Tensor], outputs: AnyOutputs) -> AnyOutputs:

@@ -5,13 +5,23 @@ from pathlib import Path
 
 import onnx
 import pytest
+import torch
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 from google.protobuf.message import Message
 from tiny_world import assert_one_sentence, nothing_overwritten, run_command
 
 import distbranch
+from distbranch.engine.artifact import Preprocessing
 from distbranch.errors import UserError
-from distbranch.export.low_precision import check_scores
+from distbranch.export import _metadata
+from distbranch.export.low_precision import answered_by, check_scores
+from distbranch.export.onnx_graph import onnx_bytes
+from distbranch.export.onnx_model import OnnxModel
+from distbranch.models.architecture import Architecture
+from distbranch.models.backbone import Backbone
+from distbranch.models.dense_heads import HeadPlan
+from distbranch.models.network import Network
+from distbranch.tasks import Task
 
 RUN = "runs/tiny"
 
@@ -49,6 +59,29 @@ def test_some_tasks_in_lower_precision_are_compared_alone(world: Path) -> None:
     assert [name for name in answers if name != "image"] == [
         name for name in distbranch.predict(RUN, "photo.jpg") if name.startswith("shade")
     ]
+
+
+def test_a_network_answers_as_a_file_does_also_pixel_by_pixel(tmp_path: Path) -> None:
+    tasks = (Task("indoors"), Task("depth", "depth"), Task("size", "categorical", ("s", "m", "l")))
+    backbone = Backbone("resnet18", (40, 48), 4, output_stride=8)
+    thin = Architecture(backbone, tasks, dense_head=HeadPlan("light", 4))
+    of_file, network = Network(thin).eval(), Network(thin).eval()
+    of_file.init(torch.Generator().manual_seed(7))
+    how = Preprocessing("pil", (40, 48), (0.5,) * 3, (0.25,) * 3)
+    file = tmp_path / "of.onnx"
+    file.write_bytes(onnx_bytes(of_file, _metadata(of_file, how, "uint8"), input_type="uint8"))
+    images = torch.arange(2 * 3 * 40 * 48).view(2, 3, 40, 48).remainder(251).to(torch.uint8)
+    with torch.no_grad():
+        before = network(images, flat=True)
+        with answered_by(network, OnnxModel(file)):
+            answered = network(images, flat=True)
+        after = network(images, flat=True)
+        expected = of_file(images)
+    assert torch.equal(before.logits, after.logits)
+    assert not torch.allclose(before.logits, answered.logits)
+    torch.testing.assert_close(answered.maps["depth"], expected["depth"], rtol=0, atol=1e-4)
+    rows = torch.cat([expected["indoors"][:, None], expected["size"]], dim=1)
+    torch.testing.assert_close(answered.logits, rows, rtol=0, atol=1e-4)
 
 
 def test_a_task_that_loses_more_than_may_be_lost_is_named_and_outputs_are_finite() -> None:

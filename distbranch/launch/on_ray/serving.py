@@ -17,7 +17,9 @@ from distbranch.launch.on_ray.cluster import open_cluster
 from distbranch.launch.stopping import StopRequest
 
 SECONDS_BETWEEN_LOOKS = 0.2
-LONGEST_QUEUE = 256  # requests at a replica at a time: some batches, so that none waits for room
+LONGEST_QUEUE = (
+    96  # requests at a replica at a time: three batches, one that is answered and two that fill
+)
 APPLICATION = "distbranch"
 
 
