@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from distbranch.api import load, train
+    from distbranch.api import evaluate, load, predict, report, train
 
-__all__ = ["load", "train"]
+__all__ = ["evaluate", "load", "predict", "report", "train"]
 
 
 def __getattr__(name: str) -> Any:
@@ -15,3 +15,7 @@ def __getattr__(name: str) -> Any:
 
         return getattr(api, name)
     raise AttributeError(f"module 'distbranch' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

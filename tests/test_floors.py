@@ -25,7 +25,7 @@ HOMES = {
     "ray": ("launch", "sweep"),
     "submitit": ("launch",),
     "optuna": ("sweep",),
-    "pandas": ("data", "sweep", "experiments", "report"),
+    "pandas": ("data", "sweep", "experiments", "report", "api"),
     "torch.distributed": ("engine",),
     "filelock": ("locks",),
     "safetensors": ("tensor_files",),

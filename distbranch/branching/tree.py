@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
 from typing import Any
@@ -40,11 +40,15 @@ class Split:
 
 @dataclass(frozen=True)
 class Tree:
-    """Layers from the input to the last hidden one, the number of tasks, and the splits so far, top layer first."""
+    """Layers from the input to the last hidden one, the number of tasks, and the splits so far, top layer first.
+
+    `task_names` are for people: `str(tree)` shows them, or numbers where there are none.
+    """
 
     layers: tuple[str, ...]
     num_tasks: int
     splits: tuple[Split, ...] = ()
+    task_names: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
         _ = self._branches  # checks every split
@@ -141,6 +145,9 @@ class Tree:
         """The inverse of `to_json`; checks every split again."""
         splits = tuple(map(Split.from_json, data["splits"]))
         return cls(tuple(data["layers"]), data["num_tasks"], splits)
+
+    def __str__(self) -> str:
+        return self.text(self.task_names or list(map(str, range(self.num_tasks))))
 
     def text(self, task_names: Sequence[str]) -> str:
         """The tree as indented text from the input up; layers with the same branches share one line."""

@@ -30,6 +30,7 @@ from distbranch.cli.runs import (
     status,
     train,
 )
+from distbranch.cli.serve import serve
 from distbranch.cli.submit import submit_app
 from distbranch.cli.sweep import sweep
 from distbranch.cli.terminal import console, errors, given_plugins, lasting_streams
@@ -76,6 +77,7 @@ for command in (
     predict,
     export,
     restrict,
+    serve,
     report,
     doctor,
     status,

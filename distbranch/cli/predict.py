@@ -1,12 +1,9 @@
 """`distbranch predict`: the scores of images, as a table, CSV or JSON, and pictures of what every pixel is."""
 
-import csv
-import io
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from typer import Argument, Option
 
@@ -22,7 +19,6 @@ from distbranch.cli.terminal import (
 if TYPE_CHECKING:  # loads torch
     from distbranch.engine.answer_pictures import PredictionSummary
     from distbranch.engine.predict import Prediction
-    from distbranch.kinds import LabelValue
     from distbranch.tasks import Task
 
 
@@ -79,15 +75,14 @@ def predict(
     from distbranch.engine.answer_pictures import summarise_predictions
     from distbranch.engine.predict import find_images, predict_images
     from distbranch.export import load_predictor
+    from distbranch.report.prediction_table import format_predictions, read_thresholds
 
     network, preprocessing = load_predictor(run_folder(run))
     # Images of another device may use more bits than those of training did.
     if bits is not None:
         preprocessing = replace(preprocessing, bits=bits)
     tasks = network.tasks.tasks
-    chosen = None
-    if network.thresholds is not None:
-        chosen = {name: one["threshold"] for name, one in network.thresholds.items()}
+    chosen = read_thresholds(network)
     predictions = predict_images(
         network, preprocessing, find_images(images), on_bad_image=on_bad_image
     )
@@ -132,6 +127,7 @@ def _write_folder(
         write_pictures,
     )
     from distbranch.errors import UsageError
+    from distbranch.report.prediction_table import format_predictions
 
     if folder.is_file() or folder.suffix.lower() in (".csv", ".json", ".png"):
         raise UsageError(
@@ -157,70 +153,3 @@ def _describe_found(
         texts[kind.is_dense].append(text)
     of_images = ", ".join(filter(None, texts[False]))
     return "\n".join(filter(None, [of_images, *texts[True]]))  # a line per dense task
-
-
-def format_predictions(
-    tasks: Sequence["Task"],
-    predictions: Sequence["PredictionSummary"],
-    thresholds: Mapping[str, float] | None = None,
-    *,
-    as_json: bool,
-) -> str:
-    """JSON, or CSV with a column per task or `task:class`.
-
-    With thresholds also what is answered: under "answers", or in the column `task`, or `task:answer` where that is taken.
-    """
-    if as_json:
-        content = []
-        for one in predictions:
-            written: dict[str, Any] = {"pictures": one.pictures} if one.pictures else {}
-            decided = _decide_answers(tasks, one, thresholds)
-            if decided:
-                written["answers"] = decided
-            content.append({"image": str(one.image), **written, "scores": one.scores})
-        return json.dumps(content, indent=1) + "\n"
-    rows = [_make_row(tasks, one, thresholds) for one in predictions]
-    # The writer of CSV has line ends of its own.
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def _decide_answers(
-    tasks: Sequence["Task"], one: "PredictionSummary", thresholds: Mapping[str, float] | None
-) -> dict[str, "LabelValue"]:
-    """What is answered by task, once a run was evaluated with thresholds: 1 or 0, or a class."""
-    from distbranch.kinds import KINDS
-
-    decided: dict[str, LabelValue] = {}
-    if thresholds is None:
-        return decided
-    for task in tasks:
-        kind = KINDS[task.kind]
-        answer = kind.decide_answer(task, one.scores[task.name], thresholds.get(task.name))
-        if answer is not None:
-            decided[task.name] = answer
-    return decided
-
-
-def _make_row(
-    tasks: Sequence["Task"], one: "PredictionSummary", thresholds: Mapping[str, float] | None
-) -> dict[str, str]:
-    from distbranch.kinds import KINDS
-    from distbranch.tasks import unused_name
-
-    row = {"image": str(one.image)}
-    if one.pictures:
-        row["pictures"] = one.pictures
-    decided = _decide_answers(tasks, one, thresholds)
-    for task in tasks:
-        cells = KINDS[task.kind].write_answer(task, one.scores[task.name])
-        # A name that is taken (a task may be called `image`) gets a number.
-        for name, cell in cells.items():
-            row[unused_name(name, row)] = cell
-        if task.name in decided:
-            name = f"{task.name}:answer" if task.name in row else task.name
-            row[unused_name(name, row)] = str(decided[task.name])
-    return row

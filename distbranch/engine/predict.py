@@ -92,7 +92,7 @@ def predict_images(
         whole, images = [], []
         for file in chunk:
             try:
-                images.append(_read_image(file, preprocessing))
+                images.append(decode_input(file.read_bytes(), preprocessing))
                 whole.append(file)
             except UnknownRangeError as error:
                 raise UserError(f"The image {file} cannot be read: {error}.") from None
@@ -124,7 +124,12 @@ def predict_images(
         )
 
 
-def _read_image(file: Path, preprocessing: Preprocessing) -> torch.Tensor:
-    jpeg = convert_to_jpeg(file.read_bytes(), bits=preprocessing.bits)
+def decode_input(content: bytes, preprocessing: Preprocessing) -> torch.Tensor:
+    """The bytes of an image file as the network takes them: uint8 [3, H, W].
+
+    Raises:
+        ValueError: they are no whole image; UnknownRangeError: one of 16 bits, of which nobody said how many are used.
+    """
+    jpeg = convert_to_jpeg(content, bits=preprocessing.bits)
     pixels = decode_to_size(jpeg, preprocessing.image_size, preprocessing.decoder)
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1)

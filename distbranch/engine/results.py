@@ -5,7 +5,7 @@ What a checkpoint holds is `training_state.TrainingState`; the log is `run_log.R
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ from torch import Tensor
 from distbranch.branching.tree import Tree
 from distbranch.config import Config
 from distbranch.config.network import BASELINES
+from distbranch.config.paths import is_remote
 from distbranch.engine.artifact import DESCRIPTION, save_model
 from distbranch.engine.checkpoint import Checkpoint, load_newest, save_checkpoint, set_damaged_aside
 from distbranch.engine.initialisation import read_given_tree
-from distbranch.engine.remote_run import RemoteRun
+from distbranch.engine.remote_run import RemoteRun, download_run
 from distbranch.engine.run_directory import RunDirectory, read_first_decision, write_json
 from distbranch.engine.run_start import (
     check_run,
@@ -31,7 +32,15 @@ from distbranch.errors import StoppedEarly
 from distbranch.models.architecture import Architecture
 from distbranch.permissions import explain_damage
 
-__all__ = ["RunFiles", "RunResult", "StoppedEarly", "read_result"]
+__all__ = [
+    "Run",
+    "RunFiles",
+    "RunResult",
+    "StoppedEarly",
+    "find_run_folder",
+    "make_result",
+    "read_result",
+]
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,9 @@ class RunResult:
     tree: Tree
     directory: Path
     summary: dict[str, Any]
+
+
+Run = RunResult | Path | str  # as a caller names it: its result, its folder or its URL
 
 
 class RunFiles:
@@ -205,9 +217,21 @@ def read_result(directory: Path) -> RunResult | None:
     advice = "Remove result.json there and run the same command again."
     with explain_damage(f"The result of {directory} is damaged", advice):
         summary = json.loads(files.result.read_text())
-        metrics = summary["metrics"]
         tree = _read_tree(files, summary.get("method"))
-    return RunResult(metrics, tree, directory, summary)
+        return make_result(tree, directory, summary)
+
+
+def find_run_folder(run: Run) -> Path:
+    """The folder of a run; of one at a URL the copy that is made here."""
+    if isinstance(run, RunResult):
+        return run.directory
+    return download_run(str(run)) if is_remote(str(run)) else Path(run)
+
+
+def make_result(tree: Tree, directory: Path, summary: dict[str, Any]) -> RunResult:
+    """The result with a tree that knows the names of its tasks."""
+    named = replace(tree, task_names=tuple(summary["tasks"]))
+    return RunResult(summary["metrics"], named, directory, summary)
 
 
 def _read_tree(files: RunDirectory, method: str | None) -> Tree:

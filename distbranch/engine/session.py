@@ -27,7 +27,7 @@ from distbranch.engine.loaders import describe_too_many_bad, open_training
 from distbranch.engine.lost_ranks import describe_rank_failure, publish_rank_name
 from distbranch.engine.policy_search import PolicySearch
 from distbranch.engine.process_group import choose_rounding, join_ranks
-from distbranch.engine.results import RunFiles, RunResult, read_result
+from distbranch.engine.results import RunFiles, RunResult, make_result, read_result
 from distbranch.engine.run_directory import SCOUT, RunDirectory
 from distbranch.engine.run_log import DrawDecision, Report, RunLog
 from distbranch.engine.run_start import without_moved_data
@@ -85,9 +85,7 @@ def train_rank(
                 decide_on_tree(config, ranks, info, report=report, train_scout=train_scout)
             trainer = build(config, report=report)
             summary = trainer.run()
-            return RunResult(
-                summary["metrics"], trainer.state.architecture.tree, config.run_directory, summary
-            )
+            return make_result(trainer.state.architecture.tree, config.run_directory, summary)
         except UserError:
             raise
         except (

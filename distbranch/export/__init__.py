@@ -9,7 +9,8 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,7 +24,7 @@ from distbranch.data.loader import eval_loader
 from distbranch.data.mixture import read_data
 from distbranch.engine.artifact import Preprocessing, load_model
 from distbranch.engine.predict import Predictor
-from distbranch.engine.run_directory import RunDirectory
+from distbranch.engine.run_directory import RunDirectory, write_json
 from distbranch.errors import UsageError, UserError
 from distbranch.kinds import KINDS
 from distbranch.models.architecture import num_weights
@@ -33,6 +34,7 @@ from distbranch.tasks import split_task_names
 LONGEST_STEM = 80
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 INPUT_TYPES = ("uint8", "float")
+PRECISIONS = ("fp32", "fp16", "int8")
 TOLERANCE = 1e-4  # of logits, relative to the largest where that is above 1
 NUM_IMAGES = 16
 RESIZING = (  # what `decode_to_size` does, in packing to a size and in training as in every prediction
@@ -43,7 +45,10 @@ RESIZING = (  # what `decode_to_size` does, in packing to a size and in training
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written. `images` says on which images it was compared, `difference` is the largest one of the logits."""
+    """What was written. `images` says on which images it was compared, `difference` is the largest one of the logits.
+
+    `scores`: of a lower precision, by task, its first metric on val before and after (`low_precision.compare_scores`).
+    """
 
     file: Path
     num_tasks: int
@@ -51,6 +56,7 @@ class Exported:
     num_bytes: int
     images: str
     difference: float
+    scores: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def export(
@@ -60,6 +66,9 @@ def export(
     tasks: Sequence[str] | None = None,
     out: Path | None = None,
     input_type: str = "uint8",
+    precision: str = "fp32",
+    tolerance: float | None = None,
+    triton: Path | None = None,
 ) -> Exported:
     """Write the network of a finished run, batch norm folded, with the branches that `tasks` need (None: all).
 
@@ -69,22 +78,17 @@ def export(
         tasks: their names, one or several (between commas) per item.
         out: the file; `model/model.onnx` or `.pt2` in the run directory if None.
         input_type: `uint8` [B, 3, H, W] in 0..255, normalised inside, or `float`, normalised outside.
+        precision: of weights and sums within an ONNX file, `fp32`, `fp16` or `int8`; the scores of every task on val before and
+            after are written beside the file (`.scores.json`).
+        tolerance: with a lower precision, the most of a task's first metric that may be lost, as a part of it; None: anything.
+        triton: a repository of models of NVIDIA's Triton, in which the file and its `config.pbtxt` come to be.
 
     Raises:
         UserError: the run has not ended, a task it does not have, a file that cannot be written, or one that does not agree
             with the network.
         UsageError: an unknown format or input type, or a file that ends as those of the other format.
     """
-    if file_format not in SUFFIXES:
-        raise UsageError(f"The format must be one of {', '.join(SUFFIXES)}, found {file_format!r}.")
-    if input_type not in INPUT_TYPES:
-        raise UsageError(
-            f"The input must be one of {', '.join(INPUT_TYPES)}, found {input_type!r}."
-        )
-    if out is not None and out.suffix.lower() in {*SUFFIXES.values()} - {SUFFIXES[file_format]}:
-        raise UsageError(
-            f"A file of the format {file_format} should end in {SUFFIXES[file_format]}, found {out}. Give the other --format or --out."
-        )
+    _check_options(file_format, input_type, precision, tolerance, out, triton)
     if file_format == "onnx":
         require_onnx()
     if RunDirectory(run).config.exists() and not RunDirectory(run).result.exists():
@@ -98,30 +102,99 @@ def export(
             f"A network of method.name={network.architecture.baseline} is there to compare with and is not exported. Give a run with a "
             "tree or a policy."
         )
+    of_all_tasks = network
     if tasks is not None:
         tasks = split_task_names(tasks, network.tasks.names)
         network = restrict(network, tasks)
-    out = out or run / "model" / f"{default_stem(tasks)}{SUFFIXES[file_format]}"
+    out = out or _choose_place(run, file_format, tasks, precision, triton)
     check_can_be_written(out)
+    val = None
+    if precision != "fp32":
+        from distbranch.export import low_precision
+
+        val = low_precision.read_val(run, precision)
     images, described = _images(run, preprocessing)
     write, check = (_write_onnx, _run_onnx) if file_format == "onnx" else (_write_torch, _run_torch)
+    scores = {}
     with _aside(out) as aside:
         write(aside, network, _metadata(network, preprocessing, input_type), input_type)
         parts = [images, images[:1]]  # together and alone, since the batch is of any size
         if network.tasks.dense and _takes_any_size(aside, file_format):
             parts.append(_crop(images))
-        difference = _largest_difference(
-            network, parts, lambda part: check(aside, part, preprocessing, input_type)
+        measure = partial(
+            _largest_difference,
+            network,
+            parts,
+            lambda part: check(aside, part, preprocessing, input_type),
         )
+        difference = measure()
         if not difference <= TOLERANCE:
             raise UserError(
                 f"The exported network differs from the trained one by {difference:.2g}, more than {TOLERANCE:g}, so "
                 f"{out} is not kept. Its weights are beyond what float32 carries; train with a smaller optim.lr."
             )
+        if val is not None:
+            low_precision.lower_precision(aside, precision, val[0], preprocessing)
+            difference = measure()
+            scores = low_precision.compare_scores(of_all_tasks, aside, *val)
+            low_precision.check_scores(scores, precision, difference, tolerance)
+    if scores:
+        write_json(out.with_suffix(".scores.json"), {"precision": precision, "tasks": scores})
+    if triton is not None:
+        from distbranch.export.triton import write_triton_config
+
+        write_triton_config(out)
     weights = num_weights(network.architecture)
+    num_bytes = out.stat().st_size
     return Exported(
-        out, len(network.tasks.tasks), weights, out.stat().st_size, described, difference
+        out, len(network.tasks.tasks), weights, num_bytes, described, difference, scores
     )
+
+
+def _check_options(
+    file_format: str,
+    input_type: str,
+    precision: str,
+    tolerance: float | None,
+    out: Path | None,
+    triton: Path | None,
+) -> None:
+    choices = {
+        "format": (file_format, tuple(SUFFIXES)),
+        "input": (input_type, INPUT_TYPES),
+        "precision": (precision, PRECISIONS),
+    }
+    for name, (found, known) in choices.items():
+        if found not in known:
+            raise UsageError(f"The {name} must be one of {', '.join(known)}, found {found!r}.")
+    if out is not None and out.suffix.lower() in {*SUFFIXES.values()} - {SUFFIXES[file_format]}:
+        raise UsageError(
+            f"A file of the format {file_format} should end in {SUFFIXES[file_format]}, found {out}. Give the other --format or --out."
+        )
+    if file_format != "onnx" and (precision != "fp32" or triton is not None):
+        raise UsageError(
+            f"--precision and --triton are for --format onnx, found {file_format}. Leave them out."
+        )
+    if tolerance is not None and precision == "fp32":
+        raise UsageError("--tolerance is about what --precision fp16 or int8 loses. Give one.")
+    if out is not None and triton is not None:
+        raise UsageError(
+            "--triton says where the file comes to be, and --out too. Leave one of them out."
+        )
+
+
+def _choose_place(
+    run: Path, file_format: str, tasks: Sequence[str] | None, precision: str, triton: Path | None
+) -> Path:
+    """Where a file stands for which nobody named a place."""
+    if triton is not None:
+        from distbranch.export.triton import locate_triton_file
+
+        return locate_triton_file(triton, run.resolve().name)
+    stem = default_stem(tasks)
+    if precision != "fp32":
+        stem += f"-{precision}"
+    return run / "model" / f"{stem}{SUFFIXES[file_format]}"
 
 
 def load_predictor(place: Path) -> tuple[Predictor, Preprocessing]:
@@ -139,7 +212,7 @@ def load_predictor(place: Path) -> tuple[Predictor, Preprocessing]:
     return model, model.preprocessing
 
 
-def require(package: str) -> ModuleType:
+def require(package: str, extra: str = "export") -> ModuleType:
     """The package, or one sentence that says how to install it."""
     import importlib
 
@@ -147,7 +220,7 @@ def require(package: str) -> ModuleType:
         return importlib.import_module(package)
     except ImportError:
         raise UserError(
-            f"The package {package} is not installed. Install it: pip install 'distbranch[export]'."
+            f"The package {package} is not installed. Install it: pip install 'distbranch[{extra}]'."
         ) from None
 
 

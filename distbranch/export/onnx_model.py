@@ -29,19 +29,19 @@ _UNREADABLE = (
 
 
 class OnnxModel:
-    """The network of an exported file: `model(images uint8 [B, 3, H, W])` gives {task name: logits}.
+    """The network of an exported file: `model(images uint8 [B, 3, H, W])` gives {task name: logits}; 0 threads: all cores.
 
     Raises:
         UserError: no such file, not ONNX, or not written by `distbranch export`.
     """
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, *, num_threads: int = 0) -> None:
         if not file.is_file():
             raise UserError(
                 f"There is no file {file}. Give one that `distbranch export` wrote, or a run directory."
             )
         try:
-            self.session = open_session(str(file))
+            self.session = open_session(str(file), num_threads=num_threads)
         except _UNREADABLE as error:
             reason = " ".join(str(error).split())[:200].rstrip(".")
             raise UserError(
@@ -61,12 +61,14 @@ class OnnxModel:
         self._is_float: bool = metadata["input"]["type"] == "float"
         self._input_name: str = self.session.get_inputs()[0].name
 
+    def make_input(self, images: Tensor) -> dict[str, Any]:
+        """What the file takes, by name, for images uint8 [B, 3, H, W]."""
+        values = self.preprocessing.normalise_images(images) if self._is_float else images
+        return {self._input_name: values.contiguous().numpy()}
+
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         """Logits by task name: [B] if binary, [B, K] if categorical, [B, K, H, W] if dense. images: uint8 [B, 3, H, W]."""
-        values = self.preprocessing.normalise_images(images) if self._is_float else images
-        outputs = self.session.run(
-            list(self.tasks.names), {self._input_name: values.contiguous().numpy()}
-        )
+        outputs = self.session.run(list(self.tasks.names), self.make_input(images))
         return {
             name: torch.from_numpy(output)
             for name, output in zip(self.tasks.names, outputs, strict=True)

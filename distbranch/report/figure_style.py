@@ -5,6 +5,7 @@ the page replaces them by CSS variables, so that the same SVG suits light and da
 which are the same on either.
 """
 
+import io
 import logging
 import warnings
 from collections.abc import Iterator
@@ -97,9 +98,23 @@ def make_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
+class StyledFigure(Figure):
+    """A figure whose files and whose picture in a notebook are in the style, and whole, without whoever saves it knowing of it."""
+
+    def savefig(self, *args: Any, **options: Any) -> None:
+        """See Figure."""
+        with render_in_style():
+            super().savefig(*args, **options)
+
+    def _repr_png_(self) -> bytes:
+        file = io.BytesIO()
+        self.savefig(file, format="png")
+        return file.getvalue()
+
+
 def make_canvas(width: float, height: float) -> tuple[Figure, Axes]:
     """A figure whose units are inches from its upper left corner, without an axis."""
-    figure = Figure(figsize=(width, height))
+    figure = StyledFigure(figsize=(width, height))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, width), ylim=(height, 0))
     axes.axis("off")

@@ -58,12 +58,15 @@ Node = Mapping[str, Any]  # of ray.nodes()
 
 @contextmanager
 def open_cluster(
-    launch: LaunchConfig, settings: Mapping[str, str] | None = None
+    launch: LaunchConfig,
+    settings: Mapping[str, str] | None = None,
+    *,
+    metrics_port: int | None = None,
 ) -> Iterator[str | None]:
     """Join the cluster of the run, or start one on this machine that ends with this block; gives its address, None if started.
 
     Ray's `settings` and our own ones count within the block; the environment is afterwards what it was. Of a cluster that was
-    started no process and no file is left.
+    started no process and no file is left. `metrics_port`: of 127.0.0.1, where such a one tells Prometheus about itself.
 
     Raises:
         UserError: nobody answers there, or only to those who hold its token; or none can be started here.
@@ -98,6 +101,7 @@ def open_cluster(
                 "num_cpus": cpus,
                 "include_dashboard": False,
                 "_temp_dir": folder,
+                "_metrics_export_port": metrics_port,
             }
         stack.enter_context(_connect(options))
         yield address
