@@ -41,7 +41,7 @@ def planned(info: DatasetInfo, seed: int, window: int, stop: int) -> list[int]:
     starts = np.cumsum([0, *shards])
     return [
         int(starts[shard]) + sample
-        for shard, sample, _ in Plan(shards, seed, window).list_places(0, stop)
+        for shard, sample, *_ in Plan(shards, seed, window).list_places(0, stop)
     ]
 
 
