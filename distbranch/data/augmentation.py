@@ -227,7 +227,8 @@ def _choose_enlarged(size: Size, areas: tuple[float, float], area: float, aspect
     """
     least, largest = areas
     share = least + (largest - least) * area
-    ratio = LARGEST_ASPECT ** (2 * aspect - 1)
-    height = min(1.0, (share / ratio) ** 0.5)
-    width = min(1.0, (share * ratio) ** 0.5)
+    # A large part has no room for another aspect than that of the image.
+    ratio = min(LARGEST_ASPECT, 1 / share) ** (2 * aspect - 1)
+    height = (share / ratio) ** 0.5
+    width = (share * ratio) ** 0.5
     return round(size[0] / height), round(size[1] / width)
