@@ -294,7 +294,7 @@ class _BatchSource:
         images = torch.cat([batch.images, read.images]).permute(0, 2, 3, 1).numpy()
         labels = torch.cat([batch.labels, read.labels])
         neighbours = [rows.get(find_neighbour(index), rows[index]) for index in indices]
-        mixed = np.empty_like(images[: len(indices)])
+        mixed = np.empty((len(indices), *images.shape[1:]), dtype=np.uint8)
         shares = torch.ones(len(indices))
         for row, (index, neighbour) in enumerate(zip(indices, neighbours, strict=True)):
             mixed[row], shares[row] = self.mixing.mix_images(images[row], images[neighbour], index)
