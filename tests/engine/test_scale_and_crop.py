@@ -141,12 +141,13 @@ def test_what_would_turn_labels_or_has_no_effect_is_refused(
 def test_what_maps_cannot_follow_is_refused_for_dense_tasks_and_colours_are_not(
     data: Path, tmp_path: Path, given: dict[str, Any]
 ) -> None:
-    dense = replace(read_dataset(data), tasks=NORMALS)
+    dense = replace(read_dataset(data), tasks=NORMALS, image_size=(48, 64))
     overrides = {f"data.{key}": value for key, value in given.items()}
     config = load_config(config_of(data, tmp_path, **RESIDUAL, **overrides))
     with pytest.raises(UserError, match=f"data.{next(iter(given))} .* maps of dense tasks cannot"):
         check_data(config, dense)
-    check_data(load_config(config_of(data, tmp_path, **RESIDUAL, **{"data.jitter": 0.4})), dense)
+    colours = {"data.jitter": 0.4, "data.image_size": [72, 96]}
+    check_data(load_config(config_of(data, tmp_path, **RESIDUAL, **colours)), dense)
 
 
 @pytest.mark.parametrize(
