@@ -5,6 +5,7 @@ import json
 import os
 import signal
 from collections.abc import Callable, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,11 @@ import pytest
 from rank_server import RankServer
 from tiny_runs import assert_same_content, config_of, lines_of, train_tiny
 from tiny_world import run_command
+
+from distbranch.config import DataConfig
+from distbranch.data.balance import read_balances
+from distbranch.data.loader import train_loader
+from distbranch.data.shards import read_dataset
 
 NUM_PHOTOGRAPHS = 150
 EVERYTHING: dict[str, Any] = {
@@ -91,6 +97,23 @@ def test_a_killed_run_ends_with_the_same_bits_and_on_other_ranks_with_the_same_s
     for run in ("killed", "moved"):
         assert lines_of(tmp_path / run / "tiny" / "metrics.jsonl", "resumed")
     assert found == pytest.approx(expected, rel=1e-3)
+
+
+def test_photographs_come_as_often_as_their_class_was_asked_for(photographs: Path) -> None:
+    info = read_dataset(photographs)
+    balances = read_balances(DataConfig(balance={"category": 1.0}), info, None)
+    num_samples = info.splits["train"].num_samples
+    batches = train_loader(
+        info, "train", batch_size=num_samples, image_size=(8, 8), balances=balances
+    )
+    counts = info.splits["train"].labels["category"]
+    present = [name for name, count in counts.items() if count and name != "unlabelled"]
+    column = [task.name for task in info.tasks].index("category")
+    for batch in islice(batches, 2):  # two epochs
+        _, shown = batch.labels[:, column].unique(return_counts=True)
+        asked = sum(counts[name] for name in present) / len(present)
+        assert len(shown) == len(present)
+        assert (shown - asked).abs().max() < 1
 
 
 @pytest.fixture
