@@ -1,6 +1,7 @@
 """What a batch has where some tasks are dense: beside a number per sample and task a map, a value per pixel.
 
-Both classes have the methods of a tensor that the engine needs, so that a batch without dense tasks is a tensor and nothing else.
+Or, where images are mixed, a second matrix. All classes have the methods of a tensor that the engine needs, so that a batch with
+neither is a tensor and nothing else.
 """
 
 from __future__ import annotations
@@ -46,6 +47,36 @@ class Labels:
 
 
 @dataclass(frozen=True)
+class MixedLabels:
+    """The labels of images that are two pictures each (`data.mixup`, `data.cutmix`).
+
+    own, other: [B, T], NaN where unlabelled; shares: [B], how much of each image is its own. What is computed from a label counts
+    by its share, so a task that one picture lacks has the rest of the other, whatever its kind.
+    """
+
+    own: Tensor
+    other: Tensor
+    shares: Tensor
+
+    def to(self, device: torch.device, *, non_blocking: bool = False) -> MixedLabels:
+        """The same on another device."""
+        return self._apply(lambda one: one.to(device, non_blocking=non_blocking))
+
+    def isnan(self) -> Tensor:
+        """Which tasks of which images have no label of either picture [B, T]."""
+        return self.own.isnan() & self.other.isnan()
+
+    def __len__(self) -> int:
+        return len(self.own)
+
+    def __getitem__(self, rows: slice | Tensor) -> MixedLabels:
+        return self._apply(lambda one: one[rows])
+
+    def _apply(self, change: Callable[[Tensor], Tensor]) -> MixedLabels:
+        return MixedLabels(change(self.own), change(self.other), change(self.shares))
+
+
+@dataclass(frozen=True)
 class Outputs:
     """What a network answers to a batch.
 
@@ -67,12 +98,15 @@ class Outputs:
         return Outputs(change(self.logits), {name: change(one) for name, one in self.maps.items()})
 
 
-AnyLabels = Tensor | Labels
+AnyLabels = Tensor | Labels | MixedLabels
 AnyOutputs = Tensor | Outputs
 
 
-def join_labels(values: Tensor, maps: Maps) -> AnyLabels:
-    """The labels of a batch: a matrix [B, T] where no task is dense."""
+def join_labels(values: Tensor, maps: Maps, mixed: Sequence[Tensor] = ()) -> AnyLabels:
+    """The labels of a batch: a matrix [B, T] where no task is dense and nothing is `mixed` (other labels and own shares)."""
+    if mixed:
+        other, shares = mixed
+        return MixedLabels(values, other, shares)
     return Labels(values, maps) if maps else values
 
 

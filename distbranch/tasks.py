@@ -18,7 +18,15 @@ from torch import Tensor
 from distbranch.errors import UserError
 from distbranch.kinds import KINDS, Answer, Loss
 from distbranch.kinds.dense import DenseKind, average_valid
-from distbranch.maps import AnyLabels, AnyOutputs, Labels, Outputs, resize_maps, sample_codes
+from distbranch.maps import (
+    AnyLabels,
+    AnyOutputs,
+    Labels,
+    MixedLabels,
+    Outputs,
+    resize_maps,
+    sample_codes,
+)
 
 
 @dataclass(frozen=True)
@@ -242,6 +250,11 @@ class TaskSet:
         known: Tensor | None = None,
     ) -> Tensor:
         """Values [B, T]; those of dense tasks are their losses, which may be `known` [B, T]."""
+        if isinstance(labels, MixedLabels):
+            own = self._compute_all(functions, outputs, labels.own)
+            other = self._compute_all(functions, outputs, labels.other)
+            shares = labels.shares.unsqueeze(1)
+            return shares * own + (1 - shares) * other
         unlabelled = labels.isnan()
         logits = outputs.logits if isinstance(outputs, Outputs) else outputs
         numbers = labels.values if isinstance(labels, Labels) else labels

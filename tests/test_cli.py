@@ -21,11 +21,11 @@ from tiny_world import TASKS, Ended, assert_one_sentence, contents, nothing_over
 
 import distbranch
 from distbranch import cli
-from distbranch.cli.predict import format_predictions
 from distbranch.config import Config, describe_keys
 from distbranch.config.reading import parse_override
 from distbranch.config.sweep import SweepConfig
 from distbranch.engine.predict import Prediction
+from distbranch.report.prediction_table import format_predictions
 from distbranch.tasks import Task
 
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -96,7 +96,7 @@ def predict(
     # All of them before a file of earlier scores is replaced.
     done = list(summarise_predictions(tasks, predictions))
     if output == "table":
-        shown = dict.fromkeys(network.tasks.names, 0.5) | (chosen or {})
+        shown = {**dict.fromkeys(network.tasks.names, 0.5), **(chosen or {})}
         if threshold is not None:
             shown = dict.fromkeys(shown, threshold)
         rows = [{"image": one.image, "found": _describe_found(tasks, one, shown)} for one in done]

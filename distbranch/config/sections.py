@@ -76,6 +76,8 @@ ImageSide = Annotated[int, Field(ge=32)]
 
 
 Scale = Annotated[float, Field(ge=0.1, le=10)]
+Part = Annotated[float, Field(gt=0, le=1)]
+Power = Annotated[float, Field(ge=0, le=1)]
 
 
 class DataConfig(Section):
@@ -122,6 +124,22 @@ class DataConfig(Section):
     """Per channel, of values in 0..1."""
     std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
     """Per channel, of values in 0..1."""
+    balance: dict[str, Power] = Field({}, json_schema_extra={"range": "{TASK: 0..1}"})
+    """Show samples of rare classes more often, those of frequent ones less, in an epoch of the same length. 0: as they are, 1: all
+    classes of the task equally often; between, in proportion to count^(1 - power). Of several tasks each gets its frequencies as far as
+    they can be had at once; unlabelled samples keep their share."""
+    augment: Literal["none", "randaugment", "trivialaugment"] = "none"
+    """Change training images by operations drawn at random (extra `augment`)."""
+    crop_area: tuple[Part, Part] | None = None
+    """Show a part of each training image, of [least, most] of its area at random such as [0.3, 1], enlarged to the size of the whole."""
+    jitter: float = Field(0.0, ge=0, le=1)
+    """Change brightness, contrast and saturation of training images at random by up to this share (extra `augment`)."""
+    mixup: PositiveOrZero = 0.0
+    """Average each training image with another, with shares from Beta(mixup, mixup); 0: not at all. The loss of a label is multiplied
+    by the share of its image."""
+    cutmix: PositiveOrZero = 0.0
+    """Put a rectangle of another image into each training image, with shares from Beta(cutmix, cutmix); with `mixup` too, each half of
+    the time."""
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -141,12 +159,21 @@ class DataConfig(Section):
         # A list of one is no joint training, and the same run as without the brackets.
         return expand_places(places[0] if len(places) == 1 else path)
 
-    @field_validator("scale")
+    @field_validator("scale", "crop_area")
     @classmethod
     def _has_its_ends_in_order(cls, scale: tuple[float, float] | None) -> Any:
         if scale is not None and scale[0] > scale[1]:
             raise ValueError(f"should be [least, largest], found {list(scale)}")
         return scale
+
+    @model_validator(mode="after")
+    def _is_cut_in_one_way(self) -> Self:
+        given = "data.scale" if self.scale is not None else "data.crop"
+        if self.crop_area is not None and (self.scale is not None or self.crop is not None):
+            raise ValueError(
+                f"data.crop_area and {given} are two ways to show a part of an image, found both; leave one of them out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _fits_the_data_sets(self) -> Self:

@@ -1,4 +1,4 @@
-"""How a training image is shown: scaled, mirrored, shifted, padded and cut, and the maps of its dense tasks with it.
+"""How a training image is shown: scaled, mirrored, shifted, padded, cut and changed, and the maps of its dense tasks with it.
 
 All choices are read off hashes of (seed, epoch, shard, sample), so that they depend on neither the number of ranks nor which
 process decodes the image. Of maps every step only says from which row and column a label comes, so a map is read once.
@@ -13,13 +13,27 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from distbranch.data.image_operations import (
+    NUM_NUMBERS,
+    RECIPES,
+    TINTS,
+    Operation,
+    apply_operations,
+    choose_operations,
+)
 from distbranch.data.images import Pixels
 from distbranch.data.label_maps import find_centres, get_dense_kind
 from distbranch.kinds.kind import Array
 from distbranch.tasks import Task
 
 OF_SCALE_AND_CROP = b"scale and crop"  # they came later, and must not change what the others draw
+OF_CROP_AREA = b"crop area"
+OF_RECIPE = b"recipe"
+OF_JITTER = b"jitter"
 OUTSIDE = -1
+LARGEST_ASPECT = (
+    4 / 3
+)  # of a part that is cut out, beside that of the image, as in GoogLeNet's training (Szegedy et al. 2015)
 
 Size = tuple[int, int]  # (height, width) in pixels
 Places = NDArray[np.int64]
@@ -35,6 +49,7 @@ class View:
     down, right: by so many pixels it is moved, repeating its edge.
     zoom: by this factor depth is divided.
     padding: a colour.
+    operations: what else is done to the image, one after the other; maps do not follow.
     """
 
     size: Size
@@ -46,9 +61,16 @@ class View:
     right: int = 0
     zoom: float = 1.0
     padding: tuple[int, int, int] = (0, 0, 0)
+    operations: tuple[Operation, ...] = ()
 
     def show_image(self, pixels: Pixels) -> Pixels:
         """The image [H, W, 3] of any size in that of the window."""
+        shown = self._show_window(pixels)
+        if self.operations:
+            shown = apply_operations(shown, self.operations, self.padding)
+        return shown
+
+    def _show_window(self, pixels: Pixels) -> Pixels:
         height, width = self.size
         if pixels.shape[:2] != self.size:
             # Pillow takes the mean of what falls into a pixel where it makes an image smaller.
@@ -96,6 +118,9 @@ class Augmentation:
     scale: resize each by a factor between these two.
     crop: show a part of this size; of smaller images all, with `padding` around.
     depth_follows_scale: a scaled image is one of a camera so much nearer.
+    crop_area: show a part that is between these two shares of the area, in the size of the whole.
+    recipe: one of RECIPES, or none.
+    jitter: change brightness, contrast and saturation by factors of up to so much more or less than 1.
     """
 
     flip: bool = False
@@ -105,10 +130,15 @@ class Augmentation:
     crop: Size | None = None
     depth_follows_scale: bool = True
     padding: tuple[int, int, int] = (0, 0, 0)
+    crop_area: tuple[float, float] | None = None
+    recipe: str = "none"
+    jitter: float = 0.0
 
-    def choose_view(self, size: Size, epoch: int, shard: int, sample: int) -> View:
-        """How this epoch shows an image that has `size` pixels."""
+    def choose_view(self, size: Size, epoch: int, shard: int, sample: int, copy: int = 0) -> View:
+        """How this epoch shows an image that has `size` pixels, and came `copy` times before in it."""
         place = struct.pack("<4q", self.seed, epoch, shard, sample)
+        if copy:
+            place += struct.pack("<q", copy)
         mirror, down, right = _draw(place)
         span = 2 * self.shift + 1  # from -shift to +shift
         scaled, zoom, top, left = size, 1.0, 0, 0
@@ -118,6 +148,11 @@ class Augmentation:
             least, largest = self.scale or (1.0, 1.0)
             zoom = least + (largest - least) * scale / 2**32
             scaled = (max(1, round(zoom * size[0])), max(1, round(zoom * size[1])))
+            top = _choose_first(scaled[0], window[0], vertical)
+            left = _choose_first(scaled[1], window[1], horizontal)
+        elif self.crop_area is not None:
+            area, aspect, vertical, horizontal = _draw(place, OF_CROP_AREA, count=4)
+            scaled = _choose_enlarged(size, self.crop_area, area / 2**32, aspect / 2**32)
             top = _choose_first(scaled[0], window[0], vertical)
             left = _choose_first(scaled[1], window[1], horizontal)
         return View(
@@ -130,7 +165,18 @@ class Augmentation:
             right=right % span - self.shift,
             zoom=zoom if self.depth_follows_scale else 1.0,
             padding=self.padding,
+            operations=self._choose_operations(place),
         )
+
+    def _choose_operations(self, place: bytes) -> tuple[Operation, ...]:
+        chosen: tuple[Operation, ...] = ()
+        if self.recipe in RECIPES:
+            numbers = [one / 2**32 for one in _draw(place, OF_RECIPE, count=NUM_NUMBERS)]
+            chosen = choose_operations(RECIPES[self.recipe], numbers)
+        if self.jitter:
+            amounts = [one / 2**31 - 1 for one in _draw(place, OF_JITTER, count=len(TINTS))]
+            chosen += tuple(zip(TINTS, (self.jitter * one for one in amounts), strict=True))
+        return chosen
 
 
 def shift_image(image: Pixels, down: int, right: int) -> Pixels:
@@ -162,14 +208,27 @@ def _locate(
     return np.where(is_inside, find_centres(length, scaled).take(places, mode="clip"), OUTSIDE)
 
 
-def _draw(place: bytes, purpose: bytes = b"") -> tuple[int, int, int]:
-    """Three numbers below 2**32."""
-    bits = blake2b(place, digest_size=12, person=purpose).digest()
-    first, second, third = struct.unpack("<3I", bits)
-    return first, second, third
+def _draw(place: bytes, purpose: bytes = b"", count: int = 3) -> tuple[int, ...]:
+    """So many numbers below 2**32."""
+    bits = blake2b(place, digest_size=4 * count, person=purpose).digest()
+    return struct.unpack(f"<{count}I", bits)
 
 
 def _choose_first(length: int, shown: int, drawn: int) -> int:
     """Where a window of `shown` pixels begins in `length`, or, negative, how many come before a picture that is smaller."""
     first = drawn % (abs(length - shown) + 1)
     return first if length >= shown else -first
+
+
+def _choose_enlarged(size: Size, areas: tuple[float, float], area: float, aspect: float) -> Size:
+    """To which size an image is enlarged, so that a window of its own size shows a share of its area between these two.
+
+    area, aspect: two numbers in 0..1; the share is even in the area, the aspect of the part in its logarithm.
+    """
+    least, largest = areas
+    share = least + (largest - least) * area
+    # A large part has no room for another aspect than that of the image.
+    ratio = min(LARGEST_ASPECT, 1 / share) ** (2 * aspect - 1)
+    height = (share / ratio) ** 0.5
+    width = (share * ratio) ** 0.5
+    return round(size[0] / height), round(size[1] / width)

@@ -77,7 +77,7 @@ def draw_contact_sheet(
     source = ShardSource.from_split(info, split)
     with closing(ShardReader([source], max_open=1)) as reader:
         for number in sorted(drawn):
-            ((shard, sample, _),) = plan.list_places(number, number + 1)
+            ((shard, sample, *_),) = plan.list_places(number, number + 1)
             cards += draw_cards(reader.open_shard(shard), sample, info, painters)
 
     name = info.path.rstrip("/").rpartition("/")[2]

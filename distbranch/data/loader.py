@@ -9,7 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,9 +17,11 @@ import torch
 from distbranch.data.augmentation import Augmentation
 from distbranch.data.cache import Cache, open_files
 from distbranch.data.map_batch import MapBatch
+from distbranch.data.mixing import Mixing, find_neighbour
 from distbranch.data.plan import (
     AlternatingPlan,
     AnyPlan,
+    Balance,
     MixedPlan,
     Place,
     Plan,
@@ -54,12 +56,16 @@ def train_loader(
     accumulate: int = 1,
     pin_memory: bool = False,
     turns: Turns | None = None,
+    balances: Sequence[Balance | None] = (),
+    mixing: Mixing | None = None,
 ) -> Iterator[Batch]:
     """Endless training batches of this rank, beginning after `start` samples consumed by all ranks together.
 
     `info` may be a mixture of data sets (`data.mixture`); its samples come in the order of `plan.MixedPlan`. With `turns` two
     parts of every data set are read in the order of `plan.AlternatingPlan`.
     `augmentation`: how images are shown, which may be in another size than `image_size`; as they are if it is None.
+    `balances`: how often samples are shown, of every data set; `mixing`: how neighbours in the stream are mixed, which dense
+    tasks cannot follow.
     `batch_size`: of all ranks together; `accumulate`: in how many passes, one after the other in a batch, it is trained on;
     `num_workers`: prefetching processes, 0 = one thread; `prefetch`: batches ahead for each of them. The iterator ends
     only after a batch with an error: a bad sample under on_bad_sample="fail", or a batch in which nothing is left.
@@ -72,10 +78,10 @@ def train_loader(
         )
     plan: AnyPlan
     if turns is None:
-        plan = _make_plan(info, chosen, seed, window)
+        plan = _make_plan(info, chosen, seed, window, balances)
     else:
-        first = _make_plan(info, chosen, seed, window, (0.0, turns.part))
-        second = _make_plan(info, chosen, seed, window, (turns.part, 1.0))
+        first = _make_plan(info, chosen, seed, window, balances, (0.0, turns.part))
+        second = _make_plan(info, chosen, seed, window, balances, (turns.part, 1.0))
         plan = AlternatingPlan((first, second), turns)
     source = _BatchSource(
         plan=plan,
@@ -89,6 +95,7 @@ def train_loader(
         image_size=image_size,
         decoder=decoder,
         augmentation=augmentation or Augmentation(),
+        mixing=mixing or Mixing(),
         on_bad_sample=on_bad_sample,
         max_open=window + 2,  # those of a window, and the first ones of the next
         needs_some=True,
@@ -131,6 +138,7 @@ def eval_loader(
         image_size=image_size,
         decoder=decoder,
         augmentation=Augmentation(),
+        mixing=Mixing(),
         on_bad_sample=on_bad_sample,
         max_open=2,  # they are read one after the other
         needs_some=False,
@@ -154,12 +162,13 @@ def _make_plan(
     splits: Sequence[SplitInfo],
     seed: int,
     window: int,
+    balances: Sequence[Balance | None],
     part: tuple[float, float] = (0.0, 1.0),
 ) -> Plan | MixedPlan:
     plans = []
-    for split in splits:
+    for split, balance in zip(splits, balances or [None] * len(splits), strict=True):
         shard_sizes = [shard.num_samples for shard in split.shards]
-        plans.append(Plan(shard_sizes, seed, window, part))
+        plans.append(Plan(shard_sizes, seed, window, part, balance))
     if len(plans) == 1:
         return plans[0]
     # In proportion to their sizes all data sets come to the end of an epoch together.
@@ -187,6 +196,7 @@ class _BatchSource:
     image_size: tuple[int, int]
     decoder: str
     augmentation: Augmentation
+    mixing: Mixing
     on_bad_sample: str
     max_open: int
     needs_some: (
@@ -201,7 +211,8 @@ class _BatchSource:
                 if not places:
                     return
                 reader.request_shards(self.plan.list_shards_ahead(indices[0]))
-                yield self._make_batch(reader, places, indices)
+                batch = self._make_batch(reader, places, indices)
+                yield self._mix_batch(reader, batch) if self.mixing else batch
 
     def _list_batch(self, number: int) -> tuple[list[Place], list[int]]:
         """Which samples form this batch, and their positions in the plan; none where it has ended."""
@@ -227,14 +238,18 @@ class _BatchSource:
         kept: list[int] = []
         num_bad: Counter[str] = Counter()
         error = last_bad = None
-        for (shard, sample, epoch), index in zip(places, indices, strict=True):
+        for (shard, sample, epoch, copy), index in zip(places, indices, strict=True):
             row = len(kept)
             try:
                 opened = reader.open_shard(shard, epoch)
+                view = self.augmentation.choose_view(self.image_size, epoch, shard, sample, copy)
+                # A small part of an image has more to show than is left in the size of the whole.
+                read_size = self.image_size
+                if self.augmentation.crop_area is not None:
+                    read_size = view.size
                 pixels, labels[row] = opened.read_pixels(
-                    sample, self.tasks, self.image_size, self.decoder
+                    sample, self.tasks, read_size, self.decoder
                 )
-                view = self.augmentation.choose_view(self.image_size, epoch, shard, sample)
                 images[row] = view.show_image(pixels)
                 maps.set_sample(row, opened.read_codes(sample), view, labels[row])
                 kept.append(index)
@@ -263,6 +278,30 @@ class _BatchSource:
             error=error,
             indices=torch.tensor(kept, dtype=torch.int64),
             maps=maps.get_first(len(kept)),
+        )
+
+    def _mix_batch(self, reader: ShardReader, batch: Batch) -> Batch:
+        """The batch with every image mixed with its neighbour; where that cannot be used, it stays as it is."""
+        # Those that are in the shares of other ranks, or in another batch, are read here, too; counted where they belong.
+        indices = batch.indices.tolist()
+        strangers = sorted({find_neighbour(index) for index in indices} - set(indices))
+        places = [self.plan.list_places(index, index + 1)[0] for index in strangers]
+        read = replace(self, needs_some=False)._make_batch(reader, places, strangers)
+        if batch.error or read.error:
+            return replace(batch, error=batch.error or read.error)
+
+        rows = {index: row for row, index in enumerate([*indices, *read.indices.tolist()])}
+        images = torch.cat([batch.images, read.images]).permute(0, 2, 3, 1).numpy()
+        labels = torch.cat([batch.labels, read.labels])
+        neighbours = [rows.get(find_neighbour(index), rows[index]) for index in indices]
+        mixed = np.empty((len(indices), *images.shape[1:]), dtype=np.uint8)
+        shares = torch.ones(len(indices))
+        for row, (index, neighbour) in enumerate(zip(indices, neighbours, strict=True)):
+            mixed[row], shares[row] = self.mixing.mix_images(images[row], images[neighbour], index)
+        return replace(
+            batch,
+            images=torch.from_numpy(mixed).permute(0, 3, 1, 2),
+            mixed=(labels[neighbours], shares),
         )
 
 

@@ -16,14 +16,34 @@ from itertools import accumulate, pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-Place = tuple[int, int, int]  # (shard, sample in the shard, epoch)
+# (shard, sample in the shard, epoch, how often it came before in this epoch)
+Place = tuple[int, int, int, int]
 
 Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
 
 # Of all plans together; whatever fell out is computed anew, in a millisecond.
 _EPOCHS_KEPT = 16
 _WINDOWS_KEPT = 10  # one for each of eight data sets, or for four that are read in turns, and two to straddle into
 _STRETCH = 1024  # positions of a mixed stream that are ordered together
+_COPIES_KEPT = (
+    2  # they are needed when a window is ordered, and are a number for each sample of all shards
+)
+# From epoch to epoch the offset moves by the golden ratio of the span, so that it falls evenly however many epochs there are.
+_OFFSETS = 2**20
+_OFFSET_STEP = 648_055
+
+
+@dataclass(frozen=True, eq=False)
+class Balance:
+    """How often samples are shown (`data.balance`).
+
+    groups: int [N], of every sample in the order of the shards: those of one group are shown equally often.
+    rates: [G], how often a sample of each group comes in an epoch, on average over epochs; the mean over all samples is 1.
+    """
+
+    groups: Ints
+    rates: Floats
 
 
 class Plan:
@@ -35,6 +55,8 @@ class Plan:
     Without a seed it is the plain order, shard after shard, as an evaluation reads them.
     `part`: from where to where, in 0..1, every shard is read, in a seeded order of its own: (0, 0.8) and (0.8, 1) have no sample
     in common and together all. Of N samples the part (0, p) has floor(p * N), of every shard nearly as large a share.
+    `balance`: how often samples are shown: never, once or several times in an epoch, which has as many positions as without it.
+    Then memory is O(samples).
     """
 
     def __init__(
@@ -43,6 +65,7 @@ class Plan:
         seed: int | None,
         window: int = 8,
         part: tuple[float, float] = (0.0, 1.0),
+        balance: Balance | None = None,
     ) -> None:
         self.seed = seed
         self.window = window
@@ -54,6 +77,8 @@ class Plan:
         self._first, self._last = np.diff(cuts)
         self.shard_sizes: Ints = self._last - self._first
         self.num_samples = int(self.shard_sizes.sum())
+        self.ends: Ints = ends  # how many samples lie before each shard, and in all
+        self.line = None if balance is None else self._lay_out(balance)
 
     def list_places(self, start: int, stop: int) -> list[Place]:
         """The places at stream positions start..stop-1; position = epoch * num_samples + offset in that epoch."""
@@ -61,8 +86,8 @@ class Plan:
         while start < stop:
             epoch, window, begin, end = self._find_window(start)
             # As far as the window reaches; what is left comes from the next one.
-            pairs = _order_samples(self, epoch, window)[start - begin : stop - begin]
-            places += [(shard, sample, epoch) for shard, sample in pairs.tolist()]
+            rows = _order_samples(self, epoch, window)[start - begin : stop - begin]
+            places += [(shard, sample, epoch, copy) for shard, sample, copy in rows.tolist()]
             start = end
         return places
 
@@ -89,6 +114,28 @@ class Plan:
         order = _draw_permutation(size, self.seed, shard, 0, 2)
         return order[self._first[shard] : self._last[shard]]
 
+    def count_by_shard(self, epoch: int) -> Ints:
+        """How many positions of an epoch each shard has."""
+        if self.line is None:
+            return self.shard_sizes
+        before = np.append(0, np.cumsum(count_copies(self, epoch)))
+        return np.diff(before[self.ends])
+
+    def _lay_out(self, balance: Balance) -> tuple[Ints, Floats]:
+        """A line of length `num_samples` on which every sample has a piece as long as its rate: the samples, and where they end.
+
+        Those of a group lie together, so that in no epoch their number differs from what was asked by a whole one.
+        """
+        shards = range(len(self.shard_sizes))
+        samples = [self.ends[shard] + self.select_samples(shard) for shard in shards]
+        own = np.concatenate(samples)
+        # The 3 at the end: no other order is drawn from such a seed sequence.
+        order = _draw_permutation(len(own), self.seed, 0, 0, 3)
+        own = own[order]
+        own = own[np.argsort(balance.groups[own], kind="stable")]
+        ends = np.cumsum(balance.rates[balance.groups[own]])
+        return own, ends / ends[-1] * self.num_samples
+
     def _find_window(self, position: int) -> tuple[int, int, int, int]:
         """Epoch and number of the window that holds a stream position, and the positions where it begins and ends."""
         if self.num_samples == 0:
@@ -105,19 +152,42 @@ def _order_shards(plan: Plan, epoch: int) -> tuple[Ints, list[int]]:
     """One epoch's order of shards, which is cut into windows, and the samples before each window: [num_windows + 1]."""
     shards = _draw_permutation(len(plan.shard_sizes), plan.seed, epoch, 0)
     firsts = np.arange(0, len(shards), plan.window)
-    window_sizes = np.add.reduceat(plan.shard_sizes[shards], firsts)
+    window_sizes = np.add.reduceat(plan.count_by_shard(epoch)[shards], firsts)
     return shards, [0, *np.cumsum(window_sizes).tolist()]
 
 
 @lru_cache(_WINDOWS_KEPT)
-def _order_samples(plan: Plan, epoch: int, window: int) -> Ints:
-    """All (shard, sample) of a window in their order: [n, 2]."""
+def _order_samples(plan: Plan, epoch: int, window: int) -> NDArray[np.int32]:
+    """All (shard, sample, copy) of a window in their order: [n, 3]."""
     shards = plan.shards_of_window(epoch, window)
     samples = np.concatenate([plan.select_samples(shard) for shard in shards.tolist()])
     owners = np.repeat(shards, plan.shard_sizes[shards])
+    copies = np.zeros(len(samples), dtype=np.int64)
+    if plan.line is not None:
+        times = count_copies(plan, epoch)[plan.ends[owners] + samples]
+        owners, samples = np.repeat(owners, times), np.repeat(samples, times)
+        copies = np.arange(len(samples)) - np.repeat(np.cumsum(times) - times, times)
     # window + 1: a seed sequence cannot tell (seed, epoch) from (seed, epoch, 0), which orders the shards.
     order = _draw_permutation(len(samples), plan.seed, epoch, window + 1)
-    return np.stack([owners, samples], axis=1)[order]
+    # Ten windows are kept, and no number in them needs 64 bits.
+    return np.stack([owners, samples, copies], axis=1, dtype=np.int32)[order]
+
+
+@lru_cache(_COPIES_KEPT)
+def count_copies(plan: Plan, epoch: int) -> Ints:
+    """How often every sample of all shards comes in an epoch of a balanced plan: [number of samples of all shards].
+
+    Points a step of 1 apart are put on the line of the plan, from an offset on that each epoch has of its own (systematic
+    sampling: Madow and Madow, 1944): a sample comes as often as its piece holds points, floor or ceil of its rate.
+    """
+    assert plan.line is not None
+    assert plan.seed is not None
+    samples, ends = plan.line
+    first = int(_draw_raw(1, plan.seed, 1, 0, 3)[0] % _OFFSETS)
+    offset = (first + epoch * _OFFSET_STEP) % _OFFSETS / _OFFSETS
+    copies = np.zeros(plan.ends[-1], dtype=np.int64)
+    copies[samples] = np.diff(np.floor(ends + offset), prepend=0)
+    return copies
 
 
 def positions_of_rank(
@@ -172,8 +242,8 @@ class _JoinedPlan:
         # They are dealt out turn by turn.
         places = []
         for turn in turns.tolist():
-            shard, sample, epoch = next(streams[turn])
-            places.append((self.first_shards[turn] + shard, sample, epoch))
+            shard, *rest = next(streams[turn])
+            places.append((self.first_shards[turn] + shard, *rest))
         return places
 
     def list_shards_ahead(self, position: int) -> list[int]:

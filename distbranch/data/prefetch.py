@@ -36,7 +36,8 @@ class Batch:
 
     images: uint8 [b, 3, H, W] (channels_last in memory); labels: float32 [b, T], NaN where unlabelled; num_bad: samples
     left out, by kind; error: one sentence that must end the run; indices: int64 [b], positions in the stream of
-    training samples, or in the split in an evaluation; maps: the codes of dense tasks by name (maps.Labels).
+    training samples, or in the split in an evaluation; maps: the codes of dense tasks by name (maps.Labels); mixed: of
+    images that were mixed with others the labels [b, T] of those, and the shares [b] that are their own (data/mixing.py).
     """
 
     images: Tensor
@@ -45,17 +46,20 @@ class Batch:
     error: str | None
     indices: Tensor
     maps: dict[str, Tensor] = field(default_factory=dict)
+    mixed: tuple[Tensor, ...] = ()
 
     def pin_memory(self) -> "Batch":
         """The batch in page-locked memory, from which a GPU copies without waiting."""
         images = self.images.pin_memory()
         labels = self.labels.pin_memory()
         maps = {name: one.pin_memory() for name, one in self.maps.items()}
-        return replace(self, images=images, labels=labels, maps=maps)
+        mixed = tuple(one.pin_memory() for one in self.mixed)
+        return replace(self, images=images, labels=labels, maps=maps, mixed=mixed)
 
     def share_memory(self) -> "Batch":
         """The batch in memory that another process can map (a prefetching process calls it)."""
-        for tensor in (self.images, self.labels, self.indices, *self.maps.values()):
+        tensors = (self.images, self.labels, self.indices, *self.maps.values(), *self.mixed)
+        for tensor in tensors:
             tensor.share_memory_()  # type: ignore[no-untyped-call]
         return self
 

@@ -79,10 +79,11 @@ class OpenShard:
     def read_sample(self, sample: int, tasks: Sequence[Task]) -> tuple[bytes, NDArray[np.float32]]:
         """The JPEG and the labels [T] (NaN = unlabelled) of a sample."""
         image, content = self.read_files(sample)
-        try:
-            return image, parse_labels(content, tasks)
-        except UserError as error:
-            raise self.bad_sample(sample, "bad-label", str(error)) from None
+        return image, self._parse_labels(sample, content, tasks)
+
+    def read_labels(self, sample: int, tasks: Sequence[Task]) -> NDArray[np.float32]:
+        """The labels [T] of a sample alone."""
+        return self._parse_labels(sample, self._read_label_file(sample), tasks)
 
     def read_pixels(
         self,
@@ -123,13 +124,23 @@ class OpenShard:
 
     def read_files(self, sample: int) -> tuple[bytes, bytes]:
         """The JPEG and the label file of a sample, as they were packed."""
-        entry = self.index[sample].tolist()
-        image = self._read_verified(sample, entry[:3], "image")
-        content = self._read_verified(sample, entry[3:6], "label file")
+        image = self._read_verified(sample, self.index[sample, :3].tolist(), "image")
+        return image, self._read_label_file(sample)
+
+    def _read_label_file(self, sample: int) -> bytes:
+        content = self._read_verified(sample, self.index[sample, 3:6].tolist(), "label file")
         # A search in the bytes, which costs nothing: only who needs the labels parses them.
         if b'"labels"' not in content:
             raise self.bad_sample(sample, "incomplete", "its label file has no field 'labels'.")
-        return image, content
+        return content
+
+    def _parse_labels(
+        self, sample: int, content: bytes, tasks: Sequence[Task]
+    ) -> NDArray[np.float32]:
+        try:
+            return parse_labels(content, tasks)
+        except UserError as error:
+            raise self.bad_sample(sample, "bad-label", str(error)) from None
 
     def read_key(self, sample: int) -> str | int:
         """The key of a sample, from the tar header before its image; its number where that header cannot be read.

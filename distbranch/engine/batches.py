@@ -6,7 +6,7 @@ all ranks stop together. The message is one small sum behind the backward pass a
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -32,6 +32,10 @@ class Batch(Protocol):
     @property
     def maps(self) -> Mapping[str, Tensor]:
         """The codes of dense tasks by name."""
+
+    @property
+    def mixed(self) -> Sequence[Tensor]:
+        """The labels [b, T] of the images that these are mixed with, and their own shares [b]; empty where nothing is mixed."""
 
     @property
     def indices(self) -> Tensor:

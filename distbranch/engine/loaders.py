@@ -10,9 +10,11 @@ from typing import Any
 from distbranch.config import Config, DataConfig
 from distbranch.config.paths import is_remote
 from distbranch.data.augmentation import Augmentation
+from distbranch.data.balance import read_balances
 from distbranch.data.cache import Cache, default_cache_folder
 from distbranch.data.loader import Batch, eval_loader, train_loader
-from distbranch.data.plan import Turns
+from distbranch.data.mixing import Mixing
+from distbranch.data.plan import Balance, Turns
 from distbranch.data.shards import DatasetInfo
 from distbranch.engine.distributed import Ranks
 from distbranch.engine.process_group import num_cores, num_local_ranks
@@ -29,10 +31,16 @@ def open_training(
     start: int,
     turns: Turns | None = None,
 ) -> Iterator[Batch]:
-    """This rank's endless training batches, after `start` samples consumed by all ranks together.
+    """This rank's endless training batches, after `start` samples consumed by all ranks together; all ranks must call it.
 
     `turns`: how two parts of the samples are read in turns; None: all of them in one stream.
     """
+    data = config.data
+    options = _read_loader_options(info, data, ranks, image_size)
+    balances: list[Balance | None] = []
+    if any(data.balance.values()):
+        # One rank reads the labels for all, which so have the same rates to the last bit.
+        balances = ranks.run_on_rank_zero(lambda: read_balances(data, info, options["cache"]))
     return train_loader(
         info,
         "train",
@@ -40,10 +48,12 @@ def open_training(
         start=start,
         seed=config.seed,
         augmentation=_read_augmentation(config),
-        window=config.data.shuffle_window,
+        window=data.shuffle_window,
         accumulate=config.train.accumulate,
         turns=turns,
-        **_read_loader_options(info, config.data, ranks, image_size),
+        balances=balances,
+        mixing=Mixing(data.mixup, data.cutmix, config.seed),
+        **options,
     )
 
 
@@ -70,7 +80,7 @@ def open_sample(
     num_samples: int,
     chunk: int,
 ) -> Generator[Batch]:
-    """This rank's chunks of the first samples of the training stream, without augmentation; it ends after them.
+    """This rank's chunks of the first samples of the training stream, without augmentation and not balanced; it ends after them.
 
     Chunk k of `chunk` samples goes to rank k modulo the number of ranks, so that the chunks are the same for any number of ranks.
     """
@@ -114,6 +124,9 @@ def _read_augmentation(config: Config) -> Augmentation:
         crop=data.crop,
         depth_follows_scale=data.depth_follows_scale,
         padding=(red, green, blue),
+        crop_area=data.crop_area,
+        recipe=data.augment,
+        jitter=data.jitter,
     )
 
 

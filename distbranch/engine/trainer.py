@@ -147,7 +147,8 @@ class Trainer:
         # 2. Take this rank's share of the batch; the next one is fetched at the same time.
         batch, waited = self._feed.next_batch()
         images = batch.images.to(self.ranks.device, non_blocking=True)
-        labels = join_labels(batch.labels, batch.maps).to(self.ranks.device, non_blocking=True)
+        labels = join_labels(batch.labels, batch.maps, batch.mixed)
+        labels = labels.to(self.ranks.device, non_blocking=True)
 
         # 3. Forward, backward, optimiser: the sums over all ranks begin behind the backward pass.
         rate, norm = self.step.train(images, labels, batch.indices)

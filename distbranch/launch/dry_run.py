@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from distbranch.config import Config
+from distbranch.data.balance import describe_balance
 from distbranch.data.shards import DatasetInfo
 from distbranch.data.sources import parse_options
 from distbranch.engine.initialisation import first_architecture, read_given_tree, read_own_tree
@@ -95,6 +96,7 @@ def plan_run(config: Config, link: Link, *, fresh: bool = False) -> Plan:
         place, device = address, launch.device
     lines = (
         *(("data", f"{member.path}: {_format_samples(member)}") for member in info.members),
+        *_describe_balances(config, info),
         ("tasks", f"{num_tasks}"),
         ("images", f"{height}x{width} (height x width)"),
         (
@@ -128,6 +130,19 @@ def plan_run(config: Config, link: Link, *, fresh: bool = False) -> Plan:
         step, link, num_parameters=parameters, num_tasks=num_tasks, images_per_rank=share, norm=norm
     )
     return Plan(lines, tuple(scales))
+
+
+def _describe_balances(config: Config, info: DatasetInfo) -> list[tuple[str, str]]:
+    """What data.balance changes in every data set: an epoch stays as long as it is."""
+    lines = []
+    for member in info.members:
+        for name, power in config.data.balance.items():
+            counts = member.splits["train"].labels.get(name)
+            if counts is not None:
+                lines.append(
+                    (f"balance of '{name}'", f"{member.path}: {describe_balance(counts, power)}")
+                )
+    return lines
 
 
 def _describe_dense_heads(architecture: Architecture) -> list[tuple[str, str]]:

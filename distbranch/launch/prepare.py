@@ -11,6 +11,8 @@ from typing import Any
 from distbranch.config import Config, DataConfig, load_config
 from distbranch.config.paths import is_remote
 from distbranch.config.sections import LossConfig
+from distbranch.data.balance import check_balance
+from distbranch.data.image_operations import require_torchvision
 from distbranch.data.mixture import read_data
 from distbranch.data.shards import DATASET_FILE, DatasetInfo
 from distbranch.data.sources import list_changed_options, pack_source, parse_options
@@ -217,6 +219,7 @@ def check_data(config: Config, info: DatasetInfo) -> None:
     if config.loss.aggregation != "none":
         GradientAggregation(config.loss.aggregation, config.seed)
     _check_views(config.data, info)
+    check_balance(config.data.balance, info)
     num_samples = info.splits["train"].num_samples
     if num_samples < config.launch.most_workers:
         raise UserError(
@@ -272,8 +275,25 @@ def _check_label_weights(loss: LossConfig, info: DatasetInfo) -> None:
 
 
 def _check_views(data: DataConfig, info: DatasetInfo) -> None:
-    """Refuse a rule for depth where there is none, and a size in which surface normals would point elsewhere."""
+    """Refuse what maps cannot follow, a rule for depth where there is none, and a size in which surface normals would point elsewhere."""
     kinds = {task.kind for task in info.tasks}
+    followed_by_none = {
+        "data.augment": data.augment != "none",
+        "data.crop_area": data.crop_area is not None,
+        "data.mixup": data.mixup > 0,
+        "data.cutmix": data.cutmix > 0,
+    }
+    has_dense = any(KINDS[kind].is_dense for kind in kinds)
+    for key, is_given in followed_by_none.items():
+        if is_given and has_dense:
+            raise UserError(
+                f"{key} changes images in a way that the maps of dense tasks cannot follow, and {info.path} has such: leave it out "
+                "(data.flip, data.shift, data.scale, data.crop and data.jitter can be had)."
+            )
+    if data.augment != "none":
+        require_torchvision("data.augment")
+    if data.jitter:
+        require_torchvision("data.jitter")
     if not data.depth_follows_scale and "depth" not in kinds:
         raise UserError(
             f"data.depth_follows_scale=false is of depth tasks, of which {info.path} has none: leave it out."

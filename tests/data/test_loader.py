@@ -18,6 +18,7 @@ from packed_samples import picture, tiny_dataset
 from distbranch.data.augmentation import Augmentation, shift_image
 from distbranch.data.images import decode_to_size
 from distbranch.data.loader import Batch, eval_loader, train_loader
+from distbranch.data.mixing import Mixing
 from distbranch.data.plan import Plan
 from distbranch.data.shards import DatasetInfo
 from distbranch.errors import UserError
@@ -41,7 +42,7 @@ def planned(info: DatasetInfo, seed: int, window: int, stop: int) -> list[int]:
     starts = np.cumsum([0, *shards])
     return [
         int(starts[shard]) + sample
-        for shard, sample, _ in Plan(shards, seed, window).list_places(0, stop)
+        for shard, sample, *_ in Plan(shards, seed, window).list_places(0, stop)
     ]
 
 
@@ -99,7 +100,8 @@ def test_prefetching_processes_give_the_batches_of_the_thread(
     options = {
         "batch_size": 8,
         "image_size": (33, 37),
-        "augmentation": Augmentation(flip=True, shift=3),
+        "augmentation": Augmentation(flip=True, shift=3, recipe="trivialaugment"),
+        "mixing": Mixing(mixup=1.0),
         "world_size": 2,
         "rank": 1,
     }
@@ -109,6 +111,7 @@ def test_prefetching_processes_give_the_batches_of_the_thread(
         assert torch.equal(one.images, other.images)
         assert torch.equal(one.labels.nan_to_num(9), other.labels.nan_to_num(9))
         assert torch.equal(one.indices, other.indices)
+        torch.testing.assert_close(other.mixed, one.mixed, equal_nan=True)
         assert other.images.is_contiguous(memory_format=torch.channels_last)
 
 

@@ -47,16 +47,16 @@ def test_any_range_equals_the_same_range_of_the_whole_joint_stream(proportions: 
         start, stop = sorted(generator.integers(0, len(stream) + 1, 2).tolist())
         stop = min(stop, start + 100)
         assert plan.list_places(start, stop) == stream[start:stop]
-        soon = {shard for shard, _, _ in stream[start : start + 3]}
+        soon = {shard for shard, *_ in stream[start : start + 3]}
         assert soon <= set(plan.list_shards_ahead(start))
 
 
 def test_turns_are_shuffled_and_a_long_block_keeps_its_proportions_all_along() -> None:
     plan = mixed([9000, 3000])
     assert plan.list_places(0, 12_000) != mixed([9000, 3000], seed=1).list_places(0, 12_000)
-    turns = [shard >= len(SIZES[0]) for shard, _, _ in plan.list_places(0, 12_000)]
+    turns = [shard >= len(SIZES[0]) for shard, *_ in plan.list_places(0, 12_000)]
     for start in range(0, 12_000, 1000):
         assert abs(sum(turns[start : start + 1000]) - 250) < 30
     short = mixed([3, 1]).list_places(0, 4000)
-    places = Counter(n % 4 for n, (shard, _, _) in enumerate(short) if shard >= len(SIZES[0]))
+    places = Counter(n % 4 for n, (shard, *_) in enumerate(short) if shard >= len(SIZES[0]))
     assert min(places.values()) > 200  # the one of four comes first, second, third and last alike

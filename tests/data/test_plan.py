@@ -29,8 +29,8 @@ def test_an_epoch_visits_every_sample_exactly_once(sizes: list[int], window: int
     )
     for epoch in range(3):
         places = plan.list_places(epoch * plan.num_samples, (epoch + 1) * plan.num_samples)
-        assert sorted((shard, sample) for shard, sample, _ in places) == everything
-        assert {number for _, _, number in places} == {epoch}
+        assert sorted((shard, sample) for shard, sample, *_ in places) == everything
+        assert {number for _, _, number, _ in places} == {epoch}
 
 
 @pytest.mark.parametrize("sizes", SHAPES)
@@ -67,14 +67,14 @@ def test_epochs_and_seeds_differ_and_samples_mix_across_the_shards_of_a_window()
 
 def test_the_shuffle_of_the_only_window_is_not_that_of_the_shards() -> None:
     plan = Plan([1] * 50, seed=0, window=50)
-    assert [shard for shard, _, _ in plan.list_places(0, 50)] != _order_shards(plan, 0)[0].tolist()
+    assert [shard for shard, *_ in plan.list_places(0, 50)] != _order_shards(plan, 0)[0].tolist()
 
 
 def test_every_position_is_equally_likely_for_every_sample() -> None:
     counts = np.zeros((6, 6))
     plan = Plan([2, 4], seed=0, window=2)
     for epoch in range(3000):
-        for position, (shard, sample, _) in enumerate(plan.list_places(6 * epoch, 6 * epoch + 6)):
+        for position, (shard, sample, *_) in enumerate(plan.list_places(6 * epoch, 6 * epoch + 6)):
             counts[position, 2 * shard + sample] += 1
     assert abs(counts / 3000 - 1 / 6).max() < 0.03
 
@@ -94,7 +94,7 @@ def test_the_shards_ahead_are_those_of_this_window_and_the_next() -> None:
     for position in (0, 7, 8, 15, 16, 19, 20, 59):
         end = position - position % 20 + {0: 8, 1: 16, 2: 20}[position % 20 // 8]
         following = end + (4 if end % 20 == 16 else 8)
-        soon = {shard for shard, _, _ in plan.list_places(position, following)}
+        soon = {shard for shard, *_ in plan.list_places(position, following)}
         assert soon <= set(plan.list_shards_ahead(position))
         assert len(plan.list_shards_ahead(position)) == (3 if position % 20 >= 8 else 4)
 

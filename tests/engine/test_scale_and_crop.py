@@ -134,6 +134,33 @@ def test_what_would_turn_labels_or_has_no_effect_is_refused(
         check_data(config, info)
 
 
+@pytest.mark.parametrize(
+    "given",
+    [{"augment": "trivialaugment"}, {"crop_area": [0.5, 1]}, {"mixup": 0.2}, {"cutmix": 1.0}],
+)
+def test_what_maps_cannot_follow_is_refused_for_dense_tasks_and_colours_are_not(
+    data: Path, tmp_path: Path, given: dict[str, Any]
+) -> None:
+    dense = replace(read_dataset(data), tasks=NORMALS, image_size=(48, 64))
+    overrides = {f"data.{key}": value for key, value in given.items()}
+    config = load_config(config_of(data, tmp_path, **RESIDUAL, **overrides))
+    with pytest.raises(UserError, match=f"data.{next(iter(given))} .* maps of dense tasks cannot"):
+        check_data(config, dense)
+    colours = {"data.jitter": 0.4, "data.image_size": [72, 96]}
+    check_data(load_config(config_of(data, tmp_path, **RESIDUAL, **colours)), dense)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("normal", "nearest of its"), ("normals", "whose kind is normals")]
+)
+def test_tasks_without_classes_are_not_balanced(
+    data: Path, tmp_path: Path, name: str, said: str
+) -> None:
+    config = load_config(config_of(data, tmp_path, **RESIDUAL, **{"data.balance": {name: 1}}))
+    with pytest.raises(UserError, match=f"data.balance should name tasks .*{said}"):
+        check_data(config, replace(read_dataset(data), tasks=NORMALS))
+
+
 def test_a_size_of_the_same_shape_is_not_refused_for_normals(data: Path, tmp_path: Path) -> None:
     overrides = {"data.image_size": [73, 97], "optim.name": "sgd"}
     config = load_config(config_of(data, tmp_path, **RESIDUAL, **overrides))

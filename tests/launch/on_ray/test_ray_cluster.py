@@ -151,7 +151,7 @@ def assert_every_sample_once(folder: Path, data: Path, *, batch_size: int) -> No
     for epoch in range(len(stream) // num_samples):
         seen = plan.list_places(epoch * num_samples, (epoch + 1) * num_samples)
         assert len(set(seen)) == num_samples
-        assert {number for *_, number in seen} == {epoch}
+        assert {number for _, _, number, _ in seen} == {epoch}
 
 
 def test_a_run_whose_board_is_lost_ends_and_says_so(
