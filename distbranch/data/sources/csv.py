@@ -58,23 +58,9 @@ OF_TASKS = (*KIND_OPTIONS, "unit", "as_written", "minus_one", "blank")
 OF_COLUMNS = ("image_column", "split_column", "group_column", "ignore", "tasks", *OF_TASKS)
 
 
-class CsvOptions(ImageFileOptions):
-    """Images and a table: binary columns hold 1, 0 or nothing (or 1, -1; or yes, no), others hold class names or tags."""
+class ColumnOptions(ImageFileOptions):
+    """What the columns of a table mean, and how images are divided into splits."""
 
-    source: Literal["csv"] = "csv"
-    images: Path = Field(description="Folder, .zip or .tar with the images.")
-    table: Path = Field(
-        description="Table with a header line and one line per image: CSV (also .gz, .bz2, .xz), .xlsx or .parquet."
-    )
-    delimiter: Character | None = Field(
-        None,
-        description="What separates the cells of a CSV: a character or `tab`; found out if empty.",
-    )
-    encoding: Encoding | None = Field(
-        None,
-        description="Encoding of a CSV, such as cp1252 (Excel on Windows); UTF-8, or UTF-16 with its mark, if empty.",
-    )
-    image_column: Name = Field("image", description="Column with the names of the image files.")
     split_column: Name | None = Field(
         None,
         description="Column with train, val or test; `split` if there is one, else the split is drawn.",
@@ -135,6 +121,25 @@ class CsvOptions(ImageFileOptions):
         description="Columns whose values are classes as they are written: NA and None are, and Red is not red.",
     )
     ignore: Names = Field((), description="Columns to leave out.")
+
+
+class CsvOptions(ColumnOptions):
+    """Images and a table: binary columns hold 1, 0 or nothing (or 1, -1; or yes, no), others hold class names or tags."""
+
+    source: Literal["csv"] = "csv"
+    images: Path = Field(description="Folder, .zip or .tar with the images.")
+    table: Path = Field(
+        description="Table with a header line and one line per image: CSV (also .gz, .bz2, .xz), .xlsx or .parquet."
+    )
+    delimiter: Character | None = Field(
+        None,
+        description="What separates the cells of a CSV: a character or `tab`; found out if empty.",
+    )
+    encoding: Encoding | None = Field(
+        None,
+        description="Encoding of a CSV, such as cp1252 (Excel on Windows); UTF-8, or UTF-16 with its mark, if empty.",
+    )
+    image_column: Name = Field("image", description="Column with the names of the image files.")
 
     def open(self) -> Source:
         """Learns the tasks from the table. Raises UserError that names everything that is not in order, with its line."""
