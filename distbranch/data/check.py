@@ -35,7 +35,7 @@ Counts = dict[str, LabelCounts]
 
 @dataclass
 class CheckReport:
-    """What was read and what was found; every problem is one sentence that names shard and sample. `measured`: bytes and sha256 of the tars.
+    """What was read and what was found; every problem is one sentence that names shard and sample. `measured`: bytes and sha256 of tars.
 
     `remarks`: what is sound and looks odd. `copies`: the samples with equal images, together (`pack.find_copies`). Both are of a
     data set without problems.

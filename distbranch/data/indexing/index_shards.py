@@ -75,6 +75,17 @@ NUM_ENDINGS = 8
 REPAIR = "Repair them, or leave such samples out with --on-bad-image skip (on_bad_image)."
 
 
+@dataclass(frozen=True)
+class Request:
+    """What is asked for: the tars with their names and, if these say so, their splits; the options, and tables of labels by key."""
+
+    names: Mapping[str, str]
+    options: IndexOptions
+    mapping: Mapping[str, MappedTask]
+    splits: Mapping[str, list[str]]
+    tables: Sequence[KeyedTable]
+
+
 @dataclass
 class Survey:
     """What all tars hold together: the columns of their labels, whether keys repeat, the sizes of the images, what is left out."""
@@ -104,9 +115,6 @@ def index_shards(
         )
     out = Path(out).absolute()
     tars = list_tars(shards)
-    mapping = {}
-    if options.mapping is not None:
-        mapping = read_mapping(options.mapping)
     described = _describe_source(shards, tars, options)
     try:
         finished = _find_finished(out, described)
@@ -119,15 +127,26 @@ def index_shards(
             if finished is not None:
                 return finished
             problems = Problems(Path(" ".join(shards)))
-            survey = _survey_tars(tars, options, work, problems, progress or (lambda *_: None))
-            problems.raise_all()
-            info = _write_dataset(out, tars, survey, options, mapping, described)
+            request = _read_request(tars, options, problems)
+            survey = _survey_tars(request, work, problems, progress or (lambda *_: None))
+            info = _write_dataset(out, request, survey, described)
             shutil.rmtree(work)
             return info
     except OSError as error:
         raise UserError(
             f"The index cannot be written to {out}: {error.strerror or error}. Give a folder that can be written, on a disk with room."
         ) from error
+
+
+def _read_request(tars: Sequence[str], options: IndexOptions, problems: Problems) -> Request:
+    """All that can be found out before the tars are read, which may take days."""
+    splits = find_tar_splits(tars, options, problems)
+    problems.raise_all()
+    mapping = {}
+    if options.mapping is not None:
+        mapping = read_mapping(options.mapping)
+    tables = [KeyedTable.read(path, options) for path in options.tables]
+    return Request(name_tars(tars), options, mapping, splits, tables)
 
 
 def _describe_source(
@@ -157,14 +176,15 @@ def _find_finished(out: Path, described: Mapping[str, Any]) -> DatasetInfo | Non
 
 
 def _survey_tars(
-    tars: Sequence[str],
-    options: IndexOptions,
+    request: Request,
     work: Path,
     problems: Problems,
     progress: Callable[[int, int], None],
 ) -> Survey:
-    """Reads all tars that were not read before. `problems` name those that cannot be, and their samples."""
+    """Reads all tars that were not read before. Raises UserError that names those that cannot be, and their samples."""
     survey = Survey()
+    options = request.options
+    tars = list(request.names)
     keys: set[int] = set()  # hashes of them, as in `pack`
     stop = Event()
     scanner = TarScanner(work, options.label_files, options.image_suffix, stop)
@@ -187,6 +207,7 @@ def _survey_tars(
         finally:
             stop.set()
             pool.shutdown(cancel_futures=True)
+    problems.raise_all()
     return survey
 
 
@@ -224,39 +245,34 @@ def _survey_samples(
             )
 
 
-def _list_samples(
-    survey: Survey, names: Mapping[str, str]
-) -> Iterator[tuple[Scan, str, FoundSample]]:
+def _list_samples(survey: Survey, request: Request) -> Iterator[tuple[Scan, str, FoundSample]]:
     """Every sample that can be used, with a name that no other has."""
     for path in survey.scans:
         scan = read_scan(path)
         for sample in scan.samples:
             if not sample.kind:
                 # Keys often begin anew in every tar.
-                name = f"{names[scan.place]}/{sample.key}" if survey.keys_repeat else sample.key
+                name = sample.key
+                if survey.keys_repeat:
+                    name = f"{request.names[scan.place]}/{sample.key}"
                 yield scan, name, sample
 
 
 def _learn_labels(
-    path: Path,
-    tars: Sequence[str],
-    survey: Survey,
-    options: IndexOptions,
-    mapping: Mapping[str, MappedTask],
+    path: Path, request: Request, survey: Survey
 ) -> tuple[tuple[Task, ...], Iterator[Row]]:
     """The tasks, and a row for each sample that has labels. They are written to the table `path`, in which people find lines."""
     problems = Problems(path)
-    tables = [KeyedTable.read(one, options) for one in options.tables]
-    columns = choose_columns(survey.columns, tables, options, mapping, problems)
-    splits = find_tar_splits(tars, options, problems)
+    options, mapping = request.options, request.mapping
+    columns = choose_columns(survey.columns, request.tables, options, mapping, problems)
     problems.raise_all()
-    names = name_tars(tars)
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow([NAME_COLUMN, *columns, *(["split"] if splits else [])])
-        for scan, name, sample in _list_samples(survey, names):
+        own_split = ["split"] if request.splits else []
+        writer.writerow([NAME_COLUMN, *columns, *own_split])
+        for scan, name, sample in _list_samples(survey, request):
             cells = dict(sample.cells)
-            absent = [table for table in tables if not table.add_cells(name, cells)]
+            absent = [table for table in request.tables if not table.add_cells(name, cells)]
             if absent:
                 why = f"{absent[0].path} has no row of it"
                 survey.left_out.append(LeftOut(name, "missing-label", scan.place, why))
@@ -264,8 +280,8 @@ def _learn_labels(
                     problems.add(f"'{name}': {why}", REPAIR)
                 continue
             row = [column.read(cells, name, problems) for column in columns.values()]
-            writer.writerow([name, *row, *splits.get(scan.place, [])])
-    for table in tables:
+            writer.writerow([name, *row, *request.splits.get(scan.place, [])])
+    for table in request.tables:
         table.warn_unused()
     problems.raise_all()
     tasks, rows, _ = learn_table(
@@ -283,20 +299,15 @@ def _learn_labels(
 
 
 def _write_dataset(
-    out: Path,
-    tars: Sequence[str],
-    survey: Survey,
-    options: IndexOptions,
-    mapping: Mapping[str, MappedTask],
-    described: Mapping[str, Any],
+    out: Path, request: Request, survey: Survey, described: Mapping[str, Any]
 ) -> DatasetInfo:
-    tasks, rows = _learn_labels(out / WORK / "labels.csv", tars, survey, options, mapping)
+    tasks, rows = _learn_labels(out / WORK / "labels.csv", request, survey)
     written: list[Path] = []
     try:
-        splits = _write_splits(out, name_tars(tars), survey, rows, tasks, written)
+        splits = _write_splits(out, request, survey, rows, tasks, written)
         # Those at a URL would have to be read once more for it; `data check` does.
         copies = []
-        if not any(map(is_remote, tars)):
+        if not any(map(is_remote, request.names)):
             copies = find_copies(out, splits)
         write_tables(out, survey.left_out, copies)
         info = DatasetInfo(
@@ -304,7 +315,7 @@ def _write_dataset(
             tasks=measure_tasks(tasks, splits),
             groups={},
             splits=splits,
-            image_size=_choose_size(survey, options),
+            image_size=_choose_size(survey, request.options),
             source=dict(described),
             skipped=dict(Counter(one.kind for one in survey.left_out)),
             copies=count_copies(copies),
@@ -321,7 +332,7 @@ def _write_dataset(
 
 def _write_splits(
     out: Path,
-    names: Mapping[str, str],
+    request: Request,
     survey: Survey,
     rows: Iterator[Row],
     tasks: Sequence[Task],
@@ -332,7 +343,7 @@ def _write_splits(
     shards: dict[str, list[Shard]] = {name: [] for name in SPLITS}
     # Samples without a row were left out when the table was written.
     expected = next(rows, None)
-    for scan, samples in groupby(_list_samples(survey, names), key=itemgetter(0)):
+    for scan, samples in groupby(_list_samples(survey, request), key=itemgetter(0)):
         parts = {name: _SplitPart() for name in SPLITS}
         for _, name, sample in samples:
             if expected is None or expected.image != name:

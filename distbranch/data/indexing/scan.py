@@ -110,38 +110,39 @@ class TarScanner:
                 # Of a name that is not UTF-8 the odd bytes are written as such.
                 key = key.encode(errors="backslashreplace").decode().strip()
                 suffix = suffix.lower()
-                # Files without a name before the dot are of some system's own.
-                if not member.isfile() or not key.rpartition("/")[2]:
+                # Files without a name before a dot are of some system's own.
+                if not member.isfile() or not suffix or not key.rpartition("/")[2]:
                     continue
                 endings[suffix] += 1
+                if not self._is_image(suffix) and not any(one.fits(suffix) for one in self.labels):
+                    continue
+                content = tar.extractfile(member).read()
                 of_key = parts.setdefault(key, _Parts())
                 if suffix in of_key.seen:
                     of_key.why = f"it has two files '{suffix}'"
                 of_key.seen.add(suffix)
-                self._read_member(tar, member, suffix, of_key)
+                self._add_file(suffix, member.offset_data, content, of_key)
         tap.drain()
         if tap.tail != END_OF_TAR:
             raise UserError("it is cut: a tar ends with two empty blocks")
         samples = [self._build_sample(key, of_key) for key, of_key in parts.items()]
         return Scan(place, tap.num_bytes, tap.sha256.hexdigest(), dict(endings), samples)
 
-    def _read_member(
-        self, tar: tarfile.TarFile, member: tarfile.TarInfo, suffix: str, parts: "_Parts"
-    ) -> None:
-        is_image = suffix == self.image_suffix
-        if self.image_suffix is None:
-            is_image = suffix.rpartition(".")[2] in IMAGES
-        label_files = [one for one in self.labels if one.fits(suffix)]
-        if not is_image and not label_files:
-            return
-        content = tar.extractfile(member).read()  # type: ignore[union-attr]
-        if is_image:
-            parts.images[suffix] = (member.offset_data, member.size, zlib.crc32(content))
+    def _is_image(self, suffix: str) -> bool:
+        if self.image_suffix is not None:
+            return suffix == self.image_suffix
+        return suffix.rpartition(".")[2] in IMAGES
+
+    def _add_file(self, suffix: str, offset: int, content: bytes, parts: "_Parts") -> None:
+        if self._is_image(suffix):
+            parts.images[suffix] = (offset, len(content), zlib.crc32(content))
             try:
                 parts.size = measure_image(content)
             except BrokenImageError as error:
                 parts.broken = str(error)
-        for one in label_files:
+        for one in self.labels:
+            if not one.fits(suffix):
+                continue
             try:
                 parts.labels.setdefault(one, {})[suffix] = one.read_cells(content)
             except UserError as error:
