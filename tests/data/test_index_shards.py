@@ -140,6 +140,7 @@ def test_the_fingerprint_of_packed_data_has_no_new_field(tmp_path: Path) -> None
 def test_tars_at_a_url_are_read_once_though_their_labels_were_not_understood_at_first(
     tars: Path,
     server: Server,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     shutil.copytree(tars, server.folder / "tars")
     local = index_well("tars", "out", *ALL)
@@ -162,6 +163,8 @@ def test_tars_at_a_url_are_read_once_though_their_labels_were_not_understood_at_
     assert there.images.equal(here.images)
     assert there.labels.nan_to_num(-1).equal(here.labels.nan_to_num(-1))
     assert server.num_bytes == total + Path("tars/val/val-000.tar").stat().st_size
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tars.parent))
+    assert run_command(["data", "check", "out"]).code == 0
 
 
 def test_a_tar_that_was_written_anew_is_read_anew(tars: Path) -> None:
@@ -335,7 +338,9 @@ def test_all_faults_of_all_tars_are_told_at_once_and_may_be_left_out(tars: Path)
     ):
         assert said in ended.err
     (tars / "val" / "val-000.tar").unlink()
-    info = index_well("tars", "out", *ALL, "--on-bad-image", "skip")
+    skipping = index("tars", "out", *ALL, "--on-bad-image", "skip")
+    assert "6 image(s) were left out" in skipping.err
+    info = read_dataset("out")
     assert info.num_samples == 35
     assert info.skipped == {"missing-label": 1, "bad-label": 1, "missing-image": 1, "bad-image": 1, "broken-image": 2}  # fmt: skip
     listed = Path("out/left-out.csv").read_text()

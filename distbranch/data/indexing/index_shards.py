@@ -58,7 +58,7 @@ from distbranch.data.shards import (
     SplitInfo,
     read_dataset,
 )
-from distbranch.data.sources import LARGE
+from distbranch.data.sources import LARGE, list_remarks
 from distbranch.data.sources.csv import CsvOptions, learn_table
 from distbranch.data.sources.source import Row
 from distbranch.data.sources.tables import Problems
@@ -130,12 +130,14 @@ def index_shards(
             request = _read_request(tars, options, problems)
             survey = _survey_tars(request, work, problems, progress or (lambda *_: None))
             info = _write_dataset(out, request, survey, described)
-            shutil.rmtree(work)
-            return info
+            shutil.rmtree(work, ignore_errors=True)
     except OSError as error:
         raise UserError(
             f"The index cannot be written to {out}: {error.strerror or error}. Give a folder that can be written, on a disk with room."
         ) from error
+    for remark in list_remarks(info):
+        logger.warning(remark)
+    return info
 
 
 def _read_request(tars: Sequence[str], options: IndexOptions, problems: Problems) -> Request:
@@ -239,10 +241,7 @@ def _survey_samples(
             continue
         survey.left_out.append(LeftOut(sample.key, sample.kind, scan.place, sample.why))
         if options.on_bad_image == "fail":
-            problems.add(
-                f"{scan.place}, '{sample.key}': {sample.why}",
-                REPAIR,
-            )
+            problems.add(f"{scan.place}, '{sample.key}': {sample.why}", REPAIR)
 
 
 def _list_samples(survey: Survey, request: Request) -> Iterator[tuple[Scan, str, FoundSample]]:
@@ -266,7 +265,8 @@ def _learn_labels(
     options, mapping = request.options, request.mapping
     columns = choose_columns(survey.columns, request.tables, options, mapping, problems)
     problems.raise_all()
-    with path.open("w", encoding="utf-8", newline="") as file:
+    # JSON may hold halves of letters, which no text has.
+    with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
         writer = csv.writer(file)
         own_split = ["split"] if request.splits else []
         writer.writerow([NAME_COLUMN, *columns, *own_split])
@@ -305,6 +305,7 @@ def _write_dataset(
     written: list[Path] = []
     try:
         splits = _write_splits(out, request, survey, rows, tasks, written)
+        tasks = measure_tasks(tasks, splits)
         # Those at a URL would have to be read once more for it; `data check` does.
         copies = []
         if not any(map(is_remote, request.names)):
@@ -312,7 +313,7 @@ def _write_dataset(
         write_tables(out, survey.left_out, copies)
         info = DatasetInfo(
             path=str(out),
-            tasks=measure_tasks(tasks, splits),
+            tasks=tasks,
             groups={},
             splits=splits,
             image_size=_choose_size(survey, request.options),

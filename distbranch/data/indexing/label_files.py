@@ -59,7 +59,8 @@ class LabelFile:
 
 def is_table(text: str) -> bool:
     """Whether a place of labels is a table, and not the ending of files in the tars."""
-    return text.lower().endswith(TABLES) and (Path(text).exists() or text.count(".") == 1)
+    is_path = "/" in text or text.count(".") == 1 or Path(text).exists()
+    return is_path and text.lower().endswith(TABLES)
 
 
 def _flatten(name: str, value: Any) -> Iterator[tuple[str, str]]:

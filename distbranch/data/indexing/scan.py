@@ -71,10 +71,10 @@ class TarScanner:
                 return self._scan_once(place)
             except tarfile.TarError as error:
                 raise UserError(f"it is not a whole tar ({error})") from None
+            except UserError:
+                raise
             except Exception as error:  # every fsspec driver raises errors of its own
-                is_final = not is_remote(place) or isinstance(error, UserError | FileNotFoundError)
-                if isinstance(error, UserError):
-                    raise
+                is_final = not is_remote(place) or isinstance(error, FileNotFoundError)
                 if is_final or attempt == cache.ATTEMPTS:
                     raise UserError(f"it cannot be read ({reason_of(error)})") from error
                 time.sleep(cache.BACKOFF_S * 2 ** (attempt - 1))
@@ -83,7 +83,9 @@ class TarScanner:
     def _scan_once(self, place: str) -> Path:
         system, path = cache.find_system(place)
         # A tar that was written anew is another one.
-        what = (place, system.ukey(path), system.size(path), self.labels, self.image_suffix)
+        info = system.info(path)
+        stamp = [info.get(name) for name in ("size", "ETag", "Last-Modified")]
+        what = (place, system.ukey(path), stamp, self.labels, self.image_suffix)
         kept = self.folder / f"{hashlib.sha256(repr(what).encode()).hexdigest()[:32]}.json.gz"
         if kept.exists():
             return kept
