@@ -64,7 +64,7 @@ def decode_to_size(
     """Decodes an image and resizes it, upright, to (height, width) pixels: uint8 [H, W, 3]. ValueError when it is broken.
 
     Large JPEGs are scaled while decoding (by the DCT, to no less than image_size), which is several times faster. What is none,
-    and a JPEG that the decoder cannot read (CMYK), is decoded as packing does.
+    and a JPEG of which the decoder complains, is decoded as packing does.
     """
     pixels = _decode_jpeg(content, image_size, decoder)
     if pixels is None:
@@ -140,7 +140,8 @@ def read_image_size(data: bytes) -> tuple[int, int]:
 def measure_image(data: bytes) -> tuple[int, int]:
     """(height, width) in pixels of an image that `decode_to_size` reads, as it is seen, from its header. Raises BrokenImageError."""
     if data.startswith(JPEG_START):
-        return read_image_size(data)
+        with suppress(BrokenImageError):
+            return read_image_size(data)
     try:
         with _open_silently(data) as image:
             orientation = int(image.getexif().get(ORIENTATION, 1))

@@ -33,6 +33,10 @@ class IndexOptions(ColumnOptions):
     """Tars of WebDataset that others made: KEY.jpg (.jpeg, .png, .webp) and files with labels, or a table of them by key."""
 
     source: Literal["index"] = "index"
+    image_size: tuple[int, int] | None = Field(
+        None,
+        description="HxW in pixels in which networks see all images, unless data.image_size says another; that of the first if empty.",
+    )
     labels: Names = Field(
         description="Where labels are: what their files end with (json:attributes.colour, cls, txt), or a table (labels.parquet, .csv, "
         ".xlsx); several with commas."
