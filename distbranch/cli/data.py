@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Callable
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
@@ -71,6 +72,65 @@ def data_pack(
                 "kind": "packed",
                 "path": str(out),
                 "num_samples": info.num_samples,
+                "before": was_there,
+            }
+        )
+    for line in describe_dataset(info):
+        print_plain(line)
+
+
+@data_app.command(
+    "index", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
+)
+def data_index(
+    words: Annotated[
+        list[str] | None,
+        Argument(
+            metavar="SHARDS... OUT",
+            help="Tars of WebDataset (paths and URLs, with {000..099} or * in quotes) or folders of them, then the folder of the index, "
+            "which may be theirs.",
+        ),
+    ] = None,
+    options: Annotated[bool, Option("--options", help="List the options.")] = False,
+) -> None:
+    """Make a data set of tars that others made, where they lie: labels and an index are written, no image is copied.
+
+    Examples:
+    - `distbranch data index 'shards/*.tar' data/mine --labels json:attributes`
+    - `distbranch data index 's3://bucket/{00000..00999}.tar' data/mine --labels labels.parquet --key-column id`
+    - `distbranch data index shards/ shards/ --labels cls,json --mapping tasks.yaml --split train='train-*',val='val-*'`
+    """
+    from distbranch.data.indexing.index_shards import index_shards
+    from distbranch.data.indexing.options import IndexOptions
+    from distbranch.data.sources import validate_options
+    from distbranch.report.console import describe_dataset
+    from distbranch.report.progress import ProgressDisplay
+
+    if options:
+        print_options(IndexOptions)
+        return
+    places = list(takewhile(lambda word: not word.startswith("--"), words or []))
+    if len(places) < 2:
+        raise UsageError(
+            "Give 'SHARDS', tars or folders of them, and 'OUT', the folder of their index, before all options."
+        )
+    *shards, out = places
+    # Asked before, for afterwards there always is one.
+    was_there = _has_data(Path(out))
+    parsed = validate_options(IndexOptions, _parse_options((words or [])[len(places) :]))
+    with ProgressDisplay(console) as display:
+        info = index_shards(
+            shards,
+            out,
+            parsed,
+            lambda done, total: display({"kind": "indexing", "done": done, "total": total}),
+        )
+        display(
+            {
+                "kind": "indexed",
+                "path": out,
+                "num_samples": info.num_samples,
+                "num_tars": info.source["num_tars"],
                 "before": was_there,
             }
         )

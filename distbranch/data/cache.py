@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import fsspec
@@ -31,9 +32,10 @@ logger = logging.getLogger("distbranch")
 
 ATTEMPTS = 3
 BACKOFF_S = 0.5  # before the second attempt, then twice as long before each further one
+SILENCE_S = 60  # of a web server, before it is asked again
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _COPY = re.compile(
-    r"[0-9a-f]{16}-.+\.(tar|npy)"
+    r"[0-9a-f]{16}-.+\.(tar|npy|jsonl)"
 )  # what we put into the cache folder; anything else there is not ours
 
 
@@ -55,12 +57,19 @@ class Cache:
 
 @dataclass(frozen=True)
 class LocalFiles:
-    """A folder of this machine, read in place (the samples are verified one by one, whoever reads them)."""
+    """A folder of this machine, read in place (the samples are verified one by one, whoever reads them).
+
+    `cache`: for tars of others that its data set reads from a URL.
+    """
 
     folder: str
+    cache: Cache | None = None
 
-    def open(self, file: str, sha256: str) -> int:  # noqa: ARG002
+    def open(self, file: str, sha256: str) -> int:
         """A file descriptor of the file itself, the caller's to close. OSError when it cannot be had."""
+        remote = find_remote(self, file)
+        if remote is not None:
+            return remote.open(file, sha256)
         return os.open(join(self.folder, file), os.O_RDONLY | os.O_CLOEXEC)
 
 
@@ -95,8 +104,12 @@ class RemoteFiles:
 
     def fetch_shard(self, shard: Shard) -> None:
         """Lets the cache have the files of a shard before they are read, if it can keep them."""
+        files = {shard.file: shard.sha256}
+        if not is_remote(shard.file):  # else its small files may lie elsewhere
+            files = {shard.index: shard.index_sha256, shard.labels: shard.labels_sha256, **files}
+            files.pop("", None)
         with suppress(OSError):  # who reads the shard meets the error again, and tells
-            for file, sha256 in ((shard.index, shard.index_sha256), (shard.file, shard.sha256)):
+            for file, sha256 in files.items():
                 descriptor = self._open_copy(file, sha256)
                 if descriptor is not None:
                     os.close(descriptor)
@@ -104,7 +117,10 @@ class RemoteFiles:
     def _open_copy(self, file: str, sha256: str) -> int | None:
         """The same, but None where the cache cannot keep a copy."""
         # By its content, so that a data set that was packed anew finds no copy of the old one.
-        copy = Path(self.cache.folder) / f"{sha256[:16]}-{file.replace('/', '-')}"
+        name = file.replace("/", "-")
+        if is_remote(file):
+            name = file.partition("?")[0].rpartition("/")[2]
+        copy = Path(self.cache.folder) / f"{sha256[:16]}-{name}"
         with _try_to_lock(copy) as is_locked:
             descriptor = _open_existing(copy)
             if descriptor is not None or not is_locked:
@@ -150,7 +166,7 @@ class RemoteFiles:
         raise AssertionError
 
     def _download(self, file: str, sha256: str, place: Path) -> None:
-        system, source = fsspec.core.url_to_fs(join(self.url, file))
+        system, source = find_system(join(self.url, file))
         system.get_file(source, str(place))
         with place.open("rb") as written:
             found = hashlib.file_digest(written, "sha256").hexdigest()
@@ -166,7 +182,7 @@ Files = LocalFiles | RemoteFiles  # of a data set
 def open_files(path: str, cache: Cache | None = None) -> Files:
     """The files of the data set at a folder or URL. UserError for a URL that this installation cannot read."""
     if not is_remote(path):
-        return LocalFiles(path)
+        return LocalFiles(path, cache)
     try:
         fsspec.get_filesystem_class(path.split("://", 1)[0])
     except (ImportError, ValueError) as error:
@@ -182,6 +198,25 @@ def open_files(path: str, cache: Cache | None = None) -> Files:
             f"The cache folder {cache.folder} cannot be made: {error.strerror}. Give another data.cache_directory, or set XDG_CACHE_HOME."
         ) from None
     return RemoteFiles(path, cache)
+
+
+def find_remote(files: Files, file: str) -> RemoteFiles | None:
+    """Through what a file of a data set is fetched; None for one that is read in place."""
+    if isinstance(files, LocalFiles) and is_remote(file):
+        files = open_files(file, files.cache)
+    return files if isinstance(files, RemoteFiles) else None
+
+
+def find_system(place: str) -> tuple[Any, str]:
+    """The file system of a path or URL, and what it calls that. A web server has as long as bytes arrive, and not five minutes."""
+    options: dict[str, Any] = {}
+    if place.startswith(("http://", "https://")):
+        import aiohttp  # here, for it takes its time, and most data lie in a folder
+
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=SILENCE_S, sock_read=SILENCE_S)
+        options["client_kwargs"] = {"timeout": timeout}
+    system, path = fsspec.core.url_to_fs(place, **options)
+    return system, str(path)
 
 
 def default_cache_folder() -> str:

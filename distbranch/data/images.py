@@ -61,17 +61,14 @@ class UnknownRangeError(BrokenImageError):
 def decode_to_size(
     content: bytes, image_size: tuple[int, int], decoder: str = "simplejpeg"
 ) -> Pixels:
-    """Decodes a JPEG and resizes it, upright, to (height, width) pixels: uint8 [H, W, 3]. ValueError when it is broken.
+    """Decodes an image and resizes it, upright, to (height, width) pixels: uint8 [H, W, 3]. ValueError when it is broken.
 
-    Large images are scaled while decoding (by the DCT, to no less than image_size), which is several times faster.
+    Large JPEGs are scaled while decoding (by the DCT, to no less than image_size), which is several times faster. What is none,
+    and a JPEG of which the decoder complains, is decoded as packing does.
     """
-    orientation = read_orientation(content)
-    height, width = swap_if_sideways(image_size, orientation)
-    if decoder == "pil":
-        stored = _decode_by_pil(content, height, width)
-    else:
-        stored = simplejpeg.decode_jpeg(content, "RGB", min_height=height, min_width=width)
-    pixels = turn_upright(stored, orientation)
+    pixels = _decode_jpeg(content, image_size, decoder)
+    if pixels is None:
+        pixels = np.asarray(decode_image(content))
     if pixels.shape[:2] == image_size:
         return pixels
     height, width = image_size
@@ -138,6 +135,25 @@ def read_image_size(data: bytes) -> tuple[int, int]:
     except ValueError as error:
         raise BrokenImageError(f"it is not an image in JPEG ({error})") from None
     return swap_if_sideways((height, width), read_orientation(data))
+
+
+def measure_image(data: bytes) -> tuple[int, int]:
+    """(height, width) in pixels of an image that `decode_to_size` reads, as it is seen, from its header. Raises BrokenImageError."""
+    if data.startswith(JPEG_START):
+        with suppress(BrokenImageError):
+            return read_image_size(data)
+    try:
+        with _open_silently(data) as image:
+            orientation = int(image.getexif().get(ORIENTATION, 1))
+            size = (image.height, image.width)
+            is_deep = image.mode in (*DEEP_GREY, "I", "F") or ";16" in str(image.tile)
+    except UnidentifiedImageError:
+        raise BrokenImageError("it is not an image") from None
+    except BROKEN as error:
+        raise BrokenImageError(f"it is a damaged image ({error})") from None
+    if is_deep:
+        raise BrokenImageError("it has more than 8 bits per channel, which only packing can scale")
+    return swap_if_sideways(size, orientation)
 
 
 def count_frames(data: bytes) -> int:
@@ -281,10 +297,23 @@ def _is_sound_jpeg(data: bytes) -> bool:
     return True
 
 
-def _decode_by_pil(content: bytes, height: int, width: int) -> Pixels:
+def _decode_jpeg(content: bytes, image_size: tuple[int, int], decoder: str) -> Pixels | None:
+    """Upright, of no less than image_size where the picture has as much; None: it is no JPEG, or none that the decoder reads."""
+    if not content.startswith(JPEG_START):
+        return None
+    orientation = read_orientation(content)
+    height, width = swap_if_sideways(image_size, orientation)
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            image.draft("RGB", (width, height))
-            return np.asarray(image.convert("RGB"))
-    except BROKEN as error:
-        raise ValueError(str(error)) from None
+        if decoder == "pil":
+            stored = _decode_by_pil(content, height, width)
+        else:
+            stored = simplejpeg.decode_jpeg(content, "RGB", min_height=height, min_width=width)
+    except BROKEN:
+        return None
+    return turn_upright(stored, orientation)
+
+
+def _decode_by_pil(content: bytes, height: int, width: int) -> Pixels:
+    with Image.open(io.BytesIO(content)) as image:
+        image.draft("RGB", (width, height))
+        return np.asarray(image.convert("RGB"))

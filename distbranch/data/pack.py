@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from distbranch.data.cache import LocalFiles
+from distbranch.data.cache import open_files
 from distbranch.data.images import BrokenImageError, read_image_size
 from distbranch.data.number_tasks import measure_tasks, with_known_means
 from distbranch.data.reader import OpenShard
@@ -109,7 +109,7 @@ def pack(
 
                 # What is told of them. The list of those left out is complete only now.
                 copies = find_copies(partial, splits)
-                _write_tables(partial, left_out, copies)
+                write_tables(partial, left_out, copies)
                 num_skipped = Counter(skipped or {}) + Counter(one.kind for one in left_out)
                 info = DatasetInfo(
                     path=str(out),
@@ -121,10 +121,7 @@ def pack(
                     skipped=dict(num_skipped),
                     copies=count_copies(copies),
                 )
-                with (partial / DATASET_FILE).open("w", encoding="utf-8") as file:
-                    json.dump(info.to_json(), file, ensure_ascii=False, indent=1)  # for people
-                    file.flush()
-                    os.fsync(file.fileno())
+                write_dataset(info, partial / DATASET_FILE)
                 partial.rename(out)
                 return info
             finally:
@@ -155,7 +152,7 @@ def find_copies(folder: Path, splits: Mapping[str, SplitInfo]) -> list[list[Copy
 
     alike: dict[bytes, list[Copy]] = {}  # by the sha256 of the image
     for (name, shard), own in zip(placed, sums, strict=True):
-        opened = OpenShard(LocalFiles(str(folder)), shard, shard.file)
+        opened = OpenShard(open_files(str(folder)), shard, shard.file)
         for sample in np.flatnonzero(np.isin(own, repeated)).tolist():
             image, content = opened.read_files(sample)
             copies = alike.setdefault(sha256(image).digest(), [])
@@ -199,7 +196,7 @@ def _find_finished(
     info = read_dataset(out)
 
     # It is the one asked for, as far as its description says.
-    is_same = _without_unused(info.source) == _without_unused(source)
+    is_same = without_unused(info.source) == without_unused(source)
     if not is_same or info.tasks != with_known_means(tasks, info.tasks):
         raise UserError(
             f"{refusal}: it holds a data set packed from another source. Give a new folder or remove it."
@@ -264,7 +261,15 @@ def _describe_why_none(left_out: Sequence[LeftOut]) -> str:
     )
 
 
-def _write_tables(
+def write_dataset(info: DatasetInfo, path: Path) -> None:
+    """Writes `dataset.json`, for people as well."""
+    with path.open("w", encoding="utf-8") as file:
+        json.dump(info.to_json(), file, ensure_ascii=False, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_tables(
     folder: Path, left_out: Sequence[LeftOut], copies: Sequence[Sequence[Copy]]
 ) -> None:
     """CSV files of what was left out and of the copies, with a number per image; each if it has a row."""
@@ -300,7 +305,7 @@ def _check_key(key: str, keys: set[int]) -> None:
     keys.add(hash(key))
 
 
-def _without_unused(source: Mapping[str, Any]) -> dict[str, Any]:
+def without_unused(source: Mapping[str, Any]) -> dict[str, Any]:
     """What was said of a source; an option that came later and is not used makes no other data set.
 
     Nor do the classes of a table, which follow from all else and were not noted once.

@@ -14,13 +14,20 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from io import BytesIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from distbranch.data.cache import Cache, DamagedDownloadError, Files, RemoteFiles, open_files
+from distbranch.data.cache import (
+    Cache,
+    DamagedDownloadError,
+    Files,
+    RemoteFiles,
+    find_remote,
+    open_files,
+)
 from distbranch.data.images import Pixels, decode_to_size
 from distbranch.data.label_maps import decode_map
 from distbranch.data.shards import (
@@ -31,6 +38,7 @@ from distbranch.data.shards import (
     join,
     list_dense_tasks,
     parse_labels,
+    split_member,
 )
 from distbranch.errors import UserError
 from distbranch.kinds.kind import Array
@@ -75,6 +83,11 @@ class OpenShard:
         )  # a pickle from elsewhere could run any code
         self._descriptor = self._open_file(files, shard.file, shard.sha256)
         weakref.finalize(self, os.close, self._descriptor)  # as soon as nobody has it any more
+        # Of our own tars the labels are among the images.
+        self._labels = self._descriptor
+        if shard.labels:
+            self._labels = self._open_file(files, shard.labels, shard.labels_sha256)
+            weakref.finalize(self, os.close, self._labels)
 
     def read_sample(self, sample: int, tasks: Sequence[Task]) -> tuple[bytes, NDArray[np.float32]]:
         """The JPEG and the labels [T] (NaN = unlabelled) of a sample."""
@@ -119,16 +132,20 @@ class OpenShard:
         for number, task in enumerate(self.dense, start=2):
             member = entry[3 * number : 3 * number + 3]
             if member[0] >= 0:
-                maps[task.name] = self._read_verified(sample, member, f"map of '{task.name}'")
+                what = f"map of '{task.name}'"
+                maps[task.name] = self._read_verified(sample, member, what, self._descriptor)
         return maps
 
     def read_files(self, sample: int) -> tuple[bytes, bytes]:
         """The JPEG and the label file of a sample, as they were packed."""
-        image = self._read_verified(sample, self.index[sample, :3].tolist(), "image")
+        image = self._read_verified(
+            sample, self.index[sample, :3].tolist(), "image", self._descriptor
+        )
         return image, self._read_label_file(sample)
 
     def _read_label_file(self, sample: int) -> bytes:
-        content = self._read_verified(sample, self.index[sample, 3:6].tolist(), "label file")
+        entry = self.index[sample, 3:6].tolist()
+        content = self._read_verified(sample, entry, "label file", self._labels)
         # A search in the bytes, which costs nothing: only who needs the labels parses them.
         if b'"labels"' not in content:
             raise self.bad_sample(sample, "incomplete", "its label file has no field 'labels'.")
@@ -145,7 +162,8 @@ class OpenShard:
     def read_key(self, sample: int) -> str | int:
         """The key of a sample, from the tar header before its image; its number where that header cannot be read.
 
-        That header holds no letters but those of ASCII, and not many: of other keys the label file tells the whole.
+        That header holds no letters but those of ASCII, and not many: of other keys the label file tells the whole, and of tars that
+        others made, in which keys may repeat, by what name we tell its samples apart.
         """
         offset, _, _, label_offset, label_size, *_ = self.index[sample].tolist()
         try:
@@ -153,13 +171,19 @@ class OpenShard:
             name = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape").name
         except (tarfile.HeaderError, OSError):
             return sample
-        if "?" in name or len(name) >= tarfile.LENGTH_NAME:
+        is_foreign = self._labels != self._descriptor
+        if is_foreign or "?" in name or len(name) >= tarfile.LENGTH_NAME:
             with suppress(OSError, ValueError, KeyError, TypeError):
-                content = os.pread(self._descriptor, label_size, label_offset)
+                content = os.pread(self._labels, label_size, label_offset)
                 return str(json.loads(content)["key"])
-        # As webdataset has it, the key is the name up to the first dot.
-        folder, slash, base = name.rpartition("/")
-        return folder + slash + base.partition(".")[0]
+        return split_member(name)[0]
+
+    def measure_tar(self) -> tuple[int, str]:
+        """The bytes of the tar as it now is, and their sha256. OSError when it cannot be read."""
+        with os.fdopen(os.dup(self._descriptor), "rb") as file:
+            file.seek(0)
+            digest = file_digest(file, "sha256").hexdigest()
+            return file.tell(), digest
 
     def bad_sample(self, sample: int, kind: str, what: str) -> BadSample:
         """What to raise for a sample of this shard."""
@@ -183,11 +207,13 @@ class OpenShard:
                 "missing-shard", self.name, None, f"the file {file} cannot be opened ({error})."
             ) from None
 
-    def _read_verified(self, sample: int, member: Sequence[int], what: str) -> bytes:
+    def _read_verified(
+        self, sample: int, member: Sequence[int], what: str, descriptor: int
+    ) -> bytes:
         """The bytes of a member (offset, size, crc32) as they were packed."""
         offset, size, crc = member
         try:
-            content = os.pread(self._descriptor, size, offset)
+            content = os.pread(descriptor, size, offset)
         except OSError as error:
             raise self.bad_sample(
                 sample, "corrupt", f"its {what} cannot be read ({error})."
@@ -224,10 +250,12 @@ class ShardReader:
         # With the name by which people find it.
         self._shards: list[tuple[Files, Shard, str, Sequence[Task]]] = []
         self._requested: list[int] = []
+        self._remote: list[RemoteFiles | None] = []
         self._ahead = ThreadPoolExecutor(_AHEAD_THREADS, "distbranch-fetch")
         for part in parts:
             files = open_files(part.path, cache)
             for shard in part.shards:
+                self._remote.append(find_remote(files, shard.file))
                 name = join(part.path, shard.file) if len(parts) > 1 else shard.file
                 self._shards.append((files, shard, name, part.dense))
 
@@ -235,11 +263,12 @@ class ShardReader:
         """These shards will be read soon: fetches them in the background if they are remote and the cache holds them."""
         remote = []
         for number in dict.fromkeys(numbers):
-            files, shard, *_ = self._shards[number]
-            if isinstance(files, RemoteFiles):
-                remote.append((number, files, shard))
+            files = self._remote[number]
+            if files is not None:
+                remote.append((number, files, self._shards[number][1]))
         # In a smaller cache one shard of a window would push out another before either is read.
-        num_bytes = sum(shard.num_bytes for _, _, shard in remote)
+        # Several splits may read one tar.
+        num_bytes = sum({shard.sha256: shard.num_bytes for _, _, shard in remote}.values())
         for number, files, shard in remote:
             if number not in self._requested and num_bytes <= files.cache.max_bytes:
                 self._ahead.submit(files.fetch_shard, shard)

@@ -14,7 +14,15 @@ import numpy as np
 from webdataset.writer import TarWriter
 
 from distbranch.data.label_maps import check_codes, decode_map, get_dense_kind
-from distbranch.data.shards import Index, Sample, Shard, SplitInfo, list_dense_tasks
+from distbranch.data.shards import (
+    Index,
+    Labels,
+    Sample,
+    Shard,
+    SplitInfo,
+    list_dense_tasks,
+    split_member,
+)
 from distbranch.errors import UserError
 from distbranch.kinds import KINDS
 from distbranch.tasks import Task
@@ -29,12 +37,10 @@ def index_shard(path: Path, tasks: Sequence[Task] = ()) -> Index:
     files: dict[str, list[list[int]]] = {}
     with tarfile.open(path, "r:") as tar, path.open("rb") as file:
         for member in tar:
-            # As webdataset has it, the key is the name up to the first dot.
-            folder, slash, name = member.name.rpartition("/")
-            base, _, suffix = name.partition(".")
+            key, suffix = split_member(member.name)
             file.seek(member.offset_data)
             content = file.read(member.size)
-            row = files.setdefault(folder + slash + base, [[-1, -1, -1]] * len(suffixes))
+            row = files.setdefault(key, [[-1, -1, -1]] * len(suffixes))
             row[suffixes.index(suffix)] = [member.offset_data, member.size, zlib.crc32(content)]
     return np.array(list(files.values()), dtype=np.int64).reshape(-1, 3 * len(suffixes))
 
@@ -44,10 +50,70 @@ def name_map_file(task: Task) -> str:
     return f"{task.name}.{get_dense_kind(task).suffix}"
 
 
+def write_labels(key: str, labels: Labels) -> bytes:
+    """The label file of a sample."""
+    # Without blanks: `check` looks for the key in these bytes.
+    described = {"key": key, "labels": labels}
+    return json.dumps(described, ensure_ascii=False, separators=(",", ":")).encode()
+
+
 def file_sha256(path: Path) -> str:
     """The sha256 of a file, hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class LabelTally:
+    """Counts the labels of one split, and refuses those that are none of its tasks."""
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        self._tasks = {task.name: task for task in tasks}
+        self._counts = {task.name: KINDS[task.kind].make_counts(task) for task in tasks}
+        for task in tasks:
+            # A class may not be called as what counts the samples without a label.
+            if "unlabelled" in task.classes:
+                raise UserError(
+                    f"The task '{task.name}' has a class called 'unlabelled', which counts samples without a label. Give it another name."
+                )
+
+    def add_sample(self, sample: Sample) -> None:
+        """Counts a sample. Raises UserError when a label is not one of its task's, or a map does not fit the image."""
+        self._count_labels(sample)
+        self._count_maps(sample)
+
+    def to_json(self, num_samples: int) -> dict[str, dict[str, int | float]]:
+        """What `dataset.json` says of the labels of so many samples."""
+        labels = {}
+        for name, counts in self._counts.items():
+            labels[name] = counts.to_json() | {"unlabelled": num_samples - counts.num_labelled}
+        return labels
+
+    def _count_labels(self, sample: Sample) -> None:
+        for name, value in sample.labels.items():
+            if name not in self._tasks:
+                raise UserError(
+                    f"Sample {sample.key}: it has a label of '{name}', which is no task of the data set."
+                )
+            task = self._tasks[name]
+            try:
+                KINDS[task.kind].read_label(task, value)  # what the loader will make of it
+            except UserError as error:
+                raise UserError(f"Sample {sample.key}: {error}") from None
+            self._counts[name].add(value)
+
+    def _count_maps(self, sample: Sample) -> None:
+        for name, content in sample.maps.items():
+            task = self._tasks.get(name)
+            if task is None or not task.is_dense:
+                raise UserError(
+                    f"Sample {sample.key}: it has a map of '{name}', which is no dense task of the data set."
+                )
+            try:
+                codes = decode_map(task, content)
+                check_codes(task, codes, sample.image)
+            except UserError as error:
+                raise UserError(f"Sample {sample.key}: {error}") from None
+            self._counts[name].add(codes)
 
 
 class ShardWriter:
@@ -68,27 +134,17 @@ class ShardWriter:
         self.split = split
         self.shard_samples = shard_samples
         self._tasks = {task.name: task for task in tasks}
-        self._counts = {task.name: KINDS[task.kind].make_counts(task) for task in tasks}
-        for task in tasks:
-            # A class may not be called as what counts the samples without a label.
-            if "unlabelled" in task.classes:
-                raise UserError(
-                    f"The task '{task.name}' has a class called 'unlabelled', which counts samples without a label. Give it another name."
-                )
+        self._tally = LabelTally(tasks)
         self._shards: list[Shard] = []
         self._in_shard = 0
         self._tar: Any = None
 
     def write_sample(self, sample: Sample) -> None:
         """Appends a sample. Raises UserError when a label is not one of its task's, or a map does not fit the image."""
-        self._count_labels(sample)
-        self._count_maps(sample)
+        self._tally.add_sample(sample)
         if self._tar is None:
             self._open_shard()
-        # Without blanks: `check` looks for the key in these bytes.
-        described = {"key": sample.key, "labels": sample.labels}
-        content = json.dumps(described, ensure_ascii=False, separators=(",", ":"))
-        files = {"jpg": sample.image, "json": content.encode()}
+        files = {"jpg": sample.image, "json": write_labels(sample.key, sample.labels)}
         files |= {name_map_file(self._tasks[name]): one for name, one in sample.maps.items()}
         self._tar.write({"__key__": sample.key, **files})
         self._in_shard += 1
@@ -131,37 +187,7 @@ class ShardWriter:
     def info(self) -> SplitInfo:
         """The split as written so far (whole shards)."""
         num_samples = sum(shard.num_samples for shard in self._shards)
-        labels = {}
-        for name, counts in self._counts.items():
-            labels[name] = counts.to_json() | {"unlabelled": num_samples - counts.num_labelled}
-        return SplitInfo(num_samples, labels, tuple(self._shards))
-
-    def _count_labels(self, sample: Sample) -> None:
-        for name, value in sample.labels.items():
-            if name not in self._tasks:
-                raise UserError(
-                    f"Sample {sample.key}: it has a label of '{name}', which is no task of the data set."
-                )
-            task = self._tasks[name]
-            try:
-                KINDS[task.kind].read_label(task, value)  # what the loader will make of it
-            except UserError as error:
-                raise UserError(f"Sample {sample.key}: {error}") from None
-            self._counts[name].add(value)
-
-    def _count_maps(self, sample: Sample) -> None:
-        for name, content in sample.maps.items():
-            task = self._tasks.get(name)
-            if task is None or not task.is_dense:
-                raise UserError(
-                    f"Sample {sample.key}: it has a map of '{name}', which is no dense task of the data set."
-                )
-            try:
-                codes = decode_map(task, content)
-                check_codes(task, codes, sample.image)
-            except UserError as error:
-                raise UserError(f"Sample {sample.key}: {error}") from None
-            self._counts[name].add(codes)
+        return SplitInfo(num_samples, self._tally.to_json(num_samples), tuple(self._shards))
 
     def _open_shard(self) -> None:
         self._path = self.folder / f"{self.split}-{len(self._shards):06d}.tar"

@@ -2,6 +2,7 @@
 
 A tar says nothing about what it lost: cut at a header it simply ends earlier. So every shard has an index with the
 place, size and crc32 of each image, label file and map, and `dataset.json` holds the sha256 of both: who reads, compares.
+Tars that others made are read where they lie (`indexing`): their labels stand in a file of ours beside the index.
 """
 
 import hashlib
@@ -30,10 +31,11 @@ VERSION = 1  # a program refuses those that it does not know
 VERSION_OF_MAPS = (
     2  # of a data set with dense tasks, which earlier programs would read without them
 )
+VERSION_OF_INDEXED = 3  # of tars that others made, whose labels earlier programs would seek in them
 BAD_KINDS = ("missing-shard", "truncated", "corrupt", "incomplete", "broken-image", "bad-label")
 
 # [n, 3 (2 + D)] of a shard: image offset, size and crc32, then the same of the label file and of the maps of the D dense tasks,
-# in the order of dataset.json; -1 of a map that is not there.
+# in the order of dataset.json; -1 of a map that is not there. Of a tar that others made the label file is a line of `Shard.labels`.
 Index = NDArray[np.int64]
 Labels = Mapping[str, LabelValue]
 
@@ -84,7 +86,10 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar file and its index, with the bytes and sums (hexadecimal) the files had when they were written."""
+    """One tar file and its index, with the bytes and sums (hexadecimal) the files had when they were written.
+
+    `labels`: of a tar that others made the file with its labels; `file` may lie elsewhere then, in a folder or at a URL.
+    """
 
     file: str
     num_samples: int
@@ -92,6 +97,15 @@ class Shard:
     sha256: str
     index: str
     index_sha256: str
+    labels: str = ""
+    labels_sha256: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """What `dataset.json` says of it."""
+        values = asdict(self)
+        if not self.labels:
+            del values["labels"], values["labels_sha256"]
+        return values
 
 
 @dataclass(frozen=True)
@@ -105,6 +119,14 @@ class SplitInfo:
     num_samples: int
     labels: dict[str, dict[str, int | float]]
     shards: tuple[Shard, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """What `dataset.json` says of it."""
+        return {
+            "num_samples": self.num_samples,
+            "labels": self.labels,
+            "shards": [shard.to_json() for shard in self.shards],
+        }
 
 
 @dataclass(frozen=True)
@@ -153,6 +175,11 @@ class DatasetInfo:
             what: list[Any] = [[part.fingerprint for part in self.parts], list(self.proportions)]
         else:
             content = self.to_json()
+            for split in content["splits"].values():
+                for shard in split["shards"]:
+                    # Wherever it lies, it is the tar of this sum.
+                    if "labels" in shard:
+                        del shard["file"]
             what = [content["tasks"], content["splits"]]
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
@@ -160,15 +187,28 @@ class DatasetInfo:
         """The content of `dataset.json` (everything but the place)."""
         return {
             "format": FORMAT,
-            "version": VERSION_OF_MAPS if list_dense_tasks(self.tasks) else VERSION,
+            "version": self._version,
             "source": self.source,
             "image_size": list(self.image_size),
             "tasks": [task.to_json() for task in self.tasks],
             "groups": {name: list(tasks) for name, tasks in self.groups.items()},
             "skipped": self.skipped,
             "copies": self.copies,
-            "splits": {name: asdict(split) for name, split in self.splits.items()},
+            "splits": {name: split.to_json() for name, split in self.splits.items()},
         }
+
+    @property
+    def _version(self) -> int:
+        if any(shard.labels for split in self.splits.values() for shard in split.shards):
+            return VERSION_OF_INDEXED
+        return VERSION_OF_MAPS if list_dense_tasks(self.tasks) else VERSION
+
+
+def split_member(name: str) -> tuple[str, str]:
+    """The key of a file in a tar, and what follows its dot: as webdataset has it, a key ends at the first dot of the file's name."""
+    folder, slash, base = name.rpartition("/")
+    stem, _, suffix = base.partition(".")
+    return folder + slash + stem, suffix
 
 
 def list_dense_tasks(tasks: Sequence[Task]) -> list[Task]:
@@ -185,7 +225,9 @@ def _read_packed_bits(source: Mapping[str, Any]) -> int | None:
 
 
 def join(path: str, file: str) -> str:
-    """The place of a file of the data set at `path` (folder or URL)."""
+    """The place of a file of the data set at `path` (folder or URL), which may be a URL itself."""
+    if is_remote(file):
+        return file
     if is_remote(path):
         return f"{path.rstrip('/')}/{file}"
     return str(Path(path) / file)
@@ -234,10 +276,10 @@ def _parse_dataset(path: str, place: str, content: bytes) -> DatasetInfo:
             f"{place} is damaged, it is no longer the JSON of a {FORMAT} ({error}). {repack}"
         ) from None
     kind = (data.get("format"), data.get("version"))
-    if kind not in ((FORMAT, VERSION), (FORMAT, VERSION_OF_MAPS)):
+    if kind[0] != FORMAT or kind[1] not in (VERSION, VERSION_OF_MAPS, VERSION_OF_INDEXED):
         raise UserError(
-            f"{place} is not the description of a packed data set: it should have the format {FORMAT} in version {VERSION} or "
-            f"{VERSION_OF_MAPS}, found {kind[0]} in version {kind[1]}. {repack}"
+            f"{place} is not the description of a packed data set: it should have the format {FORMAT} in version {VERSION} to "
+            f"{VERSION_OF_INDEXED}, found {kind[0]} in version {kind[1]}. {repack}"
         )
     _refuse_unknown_kinds(place, data.get("tasks"))
     try:

@@ -16,6 +16,7 @@ import torch
 
 from distbranch.config import DataConfig, load_config
 from distbranch.config.paths import is_remote
+from distbranch.data.images import JPEG_START, convert_to_jpeg
 from distbranch.data.pack import pack
 from distbranch.data.reader import ShardReader, ShardSource
 from distbranch.data.shard_writer import file_sha256
@@ -141,6 +142,9 @@ def _add_soft_labels(
                             "incomplete", shard.file, sample, "its label file has no field 'key'."
                         )
                     labels = {**described["labels"], **next(extra)}
+                    # Of tars that others made it may be a PNG, and a shard of ours holds JPEGs.
+                    if not image.startswith(JPEG_START):
+                        image = convert_to_jpeg(image)
                     maps = opened.read_maps(sample)
                     yield Sample(described["key"], name, image, labels, maps)
 

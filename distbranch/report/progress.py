@@ -29,10 +29,11 @@ from distbranch.report.console import UNDEFINED, describe_means
 SECONDS_BETWEEN_LINES = 30.0
 NO_BREAK = "\u00a0"  # a blank at which no line ends; printed as a plain one
 SECONDS_OF_PACE = 300.0  # over which the time that is left is estimated; steps may take a minute
-COUNTED = ("packing", "labelling", "checking")
+COUNTED = ("packing", "labelling", "checking", "indexing")
 # By kind of event; kinds that stand nowhere here are not for people.
 SENTENCES = {
     "packed": "packed {num_samples:,} samples into {path}",
+    "indexed": "indexed {num_samples:,} samples of {num_tars:,} tars into {path}",
     "resumed": "went on after step {iteration:,} on {world_size} rank(s)",
     "widened": "step {iteration:,}  the given tree was taken",
     "warning": "warning: {message}",
@@ -44,7 +45,10 @@ SENTENCES_OF_SWEEP = {
     "stopping": "stopping: running trials save a checkpoint ...",
     "warning": "warning: {message}",
 }
-PACKED_BEFORE = "{path} holds this data set already, so nothing was packed; remove it to pack again"
+SENTENCES_BEFORE = {
+    "packed": "{path} holds this data set already, so nothing was packed; remove it to pack again",
+    "indexed": "{path} holds this index already, so nothing was read; remove its dataset.json to index again",
+}
 STYLES = {
     "warning": "yellow",
     "stopping": "yellow",
@@ -142,7 +146,7 @@ class ProgressDisplay:
             )
             self._print_line(f"step {event['iteration']:,}: samples left out so far: {counts}")
         elif kind in SENTENCES:
-            sentence = PACKED_BEFORE if event.get("before") else SENTENCES[kind]
+            sentence = (SENTENCES_BEFORE if event.get("before") else SENTENCES)[kind]
             self._print_line(sentence.format_map(event), STYLES.get(kind, ""))
         if kind == "packed":
             self._remove_bars()

@@ -40,11 +40,12 @@ SIZE = (32, 40)
 
 
 class Server:
-    """A web server over a folder; it counts requests, and answers 503 to the first `failures` of each file."""
+    """A web server over a folder; it counts requests and bytes, and answers 503 to the first `failures` of each file."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.failures = folder, 0
         self.requests: Counter[str] = Counter()
+        self.num_bytes = 0
         outer = self
 
         class Handler(SimpleHTTPRequestHandler):
@@ -55,6 +56,10 @@ class Server:
                     self.send_error(503)
                 else:
                     super().do_GET()
+
+            def copyfile(self, source: Any, outputfile: Any) -> None:
+                outer.num_bytes += os.fstat(source.fileno()).st_size
+                super().copyfile(source, outputfile)
 
             def log_message(self, *_: Any) -> None:
                 pass

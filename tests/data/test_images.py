@@ -13,11 +13,14 @@ from packed_samples import picture
 from PIL import Image
 
 from distbranch.data.images import (
+    DECODERS,
     BrokenImageError,
     UnknownRangeError,
     convert_to_jpeg,
     count_frames,
     decode_image,
+    decode_to_size,
+    measure_image,
 )
 from distbranch.data.sources import pack_source, parse_options
 from distbranch.data.sources.source import Source
@@ -205,3 +208,21 @@ def test_files_of_several_pictures_are_told(
         "2 image(s) hold several pictures (pages or frames), and the first of each was taken, as of 'a.tif'"
         in caplog.text
     )
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
+def test_what_a_decoder_of_jpegs_cannot_read_is_decoded_as_it_is_packed(
+    kind: str, decoder: str
+) -> None:
+    noise = Image.fromarray(
+        np.random.default_rng(1).integers(0, 255, (24, 36, 4), dtype=np.uint8), "RGBA"
+    )
+    if kind == "JPEG":
+        noise = noise.convert("RGB")
+    content = saved(noise, kind, lossless=True)
+    if kind == "JPEG":  # with bytes between two segments, of which strict decoders complain
+        content = content.replace(b"\xff\xdb", b"odd\xff\xdb", 1)
+    whole = np.asarray(decode_image(content))
+    assert np.array_equal(decode_to_size(content, (24, 36), decoder), whole)
+    assert measure_image(content) == (24, 36)

@@ -212,7 +212,7 @@ def test_progress_is_told_and_ends_with_all_samples(tmp_path: Path) -> None:
         ("[]", "is not the description of a packed data set"),
         (
             '{"format": "distbranch-dataset", "version": 9}',
-            "in version 1 or 2, found distbranch-dataset in version 9",
+            "in version 1 to 3, found distbranch-dataset in version 9",
         ),
         ('{"format": "distbranch-dataset", "version": 1}', "is damaged: tasks: Field required"),
     ],

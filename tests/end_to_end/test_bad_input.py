@@ -770,10 +770,10 @@ DATASETS = (
     ),
     Case(
         "other version",
-        change("data/dataset.json", '"version": 1', '"version": 3'),
+        change("data/dataset.json", '"version": 1', '"version": 9'),
         NEW,
         1,
-        ("dataset.json", "version 3", "in version 1 or 2"),
+        ("dataset.json", "version 9", "in version 1 to 3"),
     ),
     Case(
         "field absent",

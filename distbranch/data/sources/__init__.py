@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -28,6 +28,8 @@ from distbranch.data.sources.rendered_rooms import RenderedRoomsOptions
 from distbranch.data.sources.source import Source, SourceOptions, as_typed
 from distbranch.errors import UsageError
 from distbranch.kinds.map_counts import PERCENTS, read_quantiles
+
+Options = TypeVar("Options", bound=SourceOptions)
 
 logger = logging.getLogger("distbranch")
 
@@ -57,10 +59,15 @@ def parse_options(values: Mapping[str, Any]) -> SourceOptions:
     name = values.get("source")
     if name not in SOURCES:
         raise UsageError(f"The source should be one of {', '.join(SOURCES)}, found {name!r}.")
-    options = SOURCES[name]
+    return validate_options(SOURCES[name], values)
+
+
+def validate_options(options: type[Options], values: Mapping[str, Any]) -> Options:
+    """Options of one kind from text. Raises UsageError."""
     try:
         return options.model_validate(dict(values))
     except ValidationError as error:
+        name = options.model_fields["source"].default
         raise UsageError(f"Source {name}: {_explain_errors(error, options)}") from None
 
 
@@ -82,14 +89,16 @@ def pack_source(
         shard_samples=shard_samples,
         progress=progress,
     )
-    for remark in _list_remarks(info):
+    for remark in list_remarks(info):
         logger.warning(remark)
     return info
 
 
-def _list_remarks(info: DatasetInfo) -> Iterator[str]:
+def list_remarks(info: DatasetInfo) -> Iterator[str]:
+    """What is odd about a new data set, and what training would stumble over."""
     height, width = info.image_size
-    if max(height, width) > LARGE and info.source.get("image_size") is None:
+    is_packed = info.source.get("source") != "index"  # of others it was said already
+    if is_packed and max(height, width) > LARGE and info.source.get("image_size") is None:
         yield (
             f"The first image has {height}x{width} pixels, and networks train at that size unless data.image_size says another. "
             f"--image-size (image_size) packs smaller ones, 64x64 for instance."

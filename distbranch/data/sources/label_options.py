@@ -40,10 +40,9 @@ class LearntOptions(ImageFileOptions, ABC):
     )
 
 
-class TableOptions(LearntOptions, ABC):
+class ColumnOptions(LearntOptions, ABC):
     """What the columns of a table are."""
 
-    image_column: Name = Field("image", description="Column with the names of the image files.")
     split_column: Name | None = Field(
         None,
         description="Column with train, val or test; `split` if there is one, else the split is drawn.",
@@ -100,3 +99,9 @@ class TableOptions(LearntOptions, ABC):
         description="Columns whose values are classes as they are written: NA and None are, and Red is not red.",
     )
     ignore: Names = Field((), description="Columns to leave out.")
+
+
+class TableOptions(ColumnOptions, ABC):
+    """The same of a table that names its images."""
+
+    image_column: Name = Field("image", description="Column with the names of the image files.")

@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -58,7 +57,7 @@ class Source:
     left_out: list[LeftOut] = field(default_factory=list)
 
 
-class SourceOptions(BaseModel, ABC):
+class SourceOptions(BaseModel):
     """The options of one source, as typed on the command line or in the section `data.pack` of a config."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -94,9 +93,9 @@ class SourceOptions(BaseModel, ABC):
         # Paths alone: a `$` in a prefix of class names stays as it is.
         return Path(expand_places(str(value))) if isinstance(value, Path) else value
 
-    @abstractmethod
     def open(self) -> Source:
         """Reads what has to be known beforehand (tasks, classes, counts). Raises UserError for anything not in order."""
+        raise NotImplementedError
 
     def describe(self, **checksums: str) -> dict[str, Any]:
         """The options as plain values, with checksums of the files that hold the labels."""
