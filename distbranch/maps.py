@@ -66,6 +66,11 @@ class MixedLabels:
         """Which tasks of which images have no label of either picture [B, T]."""
         return self.own.isnan() & self.other.isnan()
 
+    def blend(self, compute: Callable[[Tensor], Tensor]) -> Tensor:
+        """What `compute` gives for the labels of each picture [B, T], by the share of the picture."""
+        shares = self.shares.unsqueeze(1)
+        return shares * compute(self.own) + (1 - shares) * compute(self.other)
+
     def __len__(self) -> int:
         return len(self.own)
 

@@ -171,6 +171,8 @@ class TaskSet:
         outputs: [B, O], with the maps of dense tasks; labels: [B, T], likewise. The loss of a dense task is the mean over the
         labelled pixels of the sample; that of others is multiplied by what the label weighs.
         """
+        if isinstance(labels, MixedLabels):
+            return labels.blend(lambda part: self.compute_losses(outputs, part))
         losses = self._compute_all(self._losses, outputs, labels)
         if self._weighs_labels:
             losses = losses * self._weigh_labels(labels).to(losses.dtype)
@@ -185,6 +187,8 @@ class TaskSet:
         Of a dense task it is its loss, for margins are compared with their own mean only; where the losses [B, T] of the same
         outputs are known, maps are not looked at once more.
         """
+        if isinstance(labels, MixedLabels):
+            return labels.blend(lambda part: self.compute_margins(outputs, part))
         return self._compute_all(self._margins, outputs, labels, losses)
 
     def select(self, tasks: Sequence[Task]) -> TaskSet:
@@ -246,15 +250,10 @@ class TaskSet:
         self,
         functions: Mapping[str, Loss],
         outputs: AnyOutputs,
-        labels: AnyLabels,
+        labels: Tensor | Labels,
         known: Tensor | None = None,
     ) -> Tensor:
         """Values [B, T]; those of dense tasks are their losses, which may be `known` [B, T]."""
-        if isinstance(labels, MixedLabels):
-            own = self._compute_all(functions, outputs, labels.own)
-            other = self._compute_all(functions, outputs, labels.other)
-            shares = labels.shares.unsqueeze(1)
-            return shares * own + (1 - shares) * other
         unlabelled = labels.isnan()
         logits = outputs.logits if isinstance(outputs, Outputs) else outputs
         numbers = labels.values if isinstance(labels, Labels) else labels
@@ -291,7 +290,7 @@ class TaskSet:
             found |= dict(zip(numbers, values.unbind(dim=1), strict=True))
         return found
 
-    def _compute_of_maps(self, task: Task, outputs: AnyOutputs, labels: AnyLabels) -> Tensor:
+    def _compute_of_maps(self, task: Task, outputs: AnyOutputs, labels: Tensor | Labels) -> Tensor:
         """The losses of a dense task [B]: means over the labelled pixels of a sample."""
         assert isinstance(outputs, Outputs)
         assert isinstance(labels, Labels)
@@ -317,7 +316,7 @@ class TaskSet:
             weights = weights * of_classes.to(weights.dtype)[targets]
         return codes.shape[-2:], targets, weights
 
-    def _weigh_labels(self, labels: AnyLabels) -> Tensor:
+    def _weigh_labels(self, labels: Tensor | Labels) -> Tensor:
         """What the label of every sample weighs [B, T], in float64; 1 of dense tasks, whose pixels are weighed."""
         values = labels.values if isinstance(labels, Labels) else labels
         known = values.nan_to_num().double()

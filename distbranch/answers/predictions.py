@@ -192,7 +192,7 @@ def _tabulate_batches(
 
 
 def _read_key(reader: ShardReader, plan: Plan, position: int) -> str:
-    ((shard, sample, _),) = plan.list_places(position, position + 1)
+    ((shard, sample, *_),) = plan.list_places(position, position + 1)
     return str(reader.open_shard(shard).read_key(sample))
 
 

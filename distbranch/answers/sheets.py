@@ -47,7 +47,7 @@ def open_images(info: DatasetInfo, data: DataConfig) -> Iterator[ReadImage]:
                 reader = ShardReader([source], open_cache(info, data), max_open=2)
                 readers[place.dataset, place.split] = stack.enter_context(closing(reader))
             plan = Plan([shard.num_samples for shard in source.shards], seed=None, window=1)
-            ((shard, sample, _),) = plan.list_places(place.position, place.position + 1)
+            ((shard, sample, *_),) = plan.list_places(place.position, place.position + 1)
             opened = readers[place.dataset, place.split].open_shard(shard)
             pixels, _ = opened.read_pixels(sample, member.tasks, info.image_size, data.decoder)
             return Image.fromarray(pixels)

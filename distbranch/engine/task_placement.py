@@ -18,7 +18,7 @@ from distbranch.data.shards import DatasetInfo
 from distbranch.engine.affinities.measure import NUM_SAMPLES, count_samples, visit_sample
 from distbranch.engine.distributed import Ranks
 from distbranch.losses import build_task_set
-from distbranch.maps import AnyLabels, join_labels
+from distbranch.maps import AnyLabels, Labels, join_labels
 from distbranch.models.network import Network
 from distbranch.models.transplant import Beginning, transplant_weights
 
@@ -133,4 +133,5 @@ def _train_heads(probe: Network, info: DatasetInfo, config: Config, ranks: Ranks
 def _select_labels(labels: AnyLabels, columns: Sequence[int], dense: Iterable[str]) -> AnyLabels:
     if isinstance(labels, Tensor):
         return labels[:, columns]
+    assert isinstance(labels, Labels), "only what is trained on is mixed"
     return join_labels(labels.values[:, columns], {name: labels.maps[name] for name in dense})
