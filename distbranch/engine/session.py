@@ -263,13 +263,14 @@ def load_evaluation(directory: Path, data: str | None) -> tuple[Network, Config,
     network.tasks = build_task_set(network.tasks.tasks, loss)
     info = read_dataset(data) if data else read_data(config.data)
     known = {task.name: task for task in network.tasks.tasks}
-    # Of its own data a run may have fewer tasks: one whose other tasks were removed.
     other = [
         task.name
         for task in info.tasks
-        if data and (task.name not in known or not known[task.name].is_same_task(task))
+        if task.name not in known or not known[task.name].is_same_task(task)
     ]
-    if other:
+    # Of the very data that it was trained on a run may have fewer tasks: one whose other tasks were removed.
+    is_its_own = data is None and RunDirectory(directory).data == info.fingerprint
+    if other and not is_its_own:
         raise UserError(
             f"The data set {info.path} has other tasks than the run {directory} ({', '.join(other[:5])}). "
             "Give one whose tasks are among those of the run."
