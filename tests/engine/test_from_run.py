@@ -142,7 +142,13 @@ def test_an_added_task_leaves_outputs_and_statistics_of_all_others_as_they_are_b
     data = tiny_data
     if not has_old_labels:
         data = Path(pack_tiny(tmp_path / "data", TASKS[6:]).path)
-    added = {"model.from_run": str(earlier), "train.only": "new", "method.split_from": "fc5"}
+    added: dict[str, Any] = {
+        "model.from_run": str(earlier),
+        "train.only": "new",
+        "method.split_from": "fc5",
+    }
+    # Counted before the heads that choose a branch are trained.
+    added |= {"loss.class_weights": {"kind": "balanced"}, "loss.positive_weights": "auto"}
     run = _train(data, tmp_path, added)
     old, new = load(earlier), load(run)
     assert new.tasks.names == tuple(task.name for task in TASKS)
@@ -221,6 +227,15 @@ def test_a_linear_probe_trains_the_heads_alone_and_no_running_statistics(
         ({"method.split_from": "fc5"}, ["would be ignored"]),
         ({"train.only": "new", "model.from_run": None}, ["give model.from_run"]),
         ({"train.only": "heads", "model.from_run": None}, ["random units"]),
+        (
+            {
+                "train.only": "heads",
+                "model": {"backbone": "resnet18", "pretrained": "weights.pth", "from_run": None},
+                "method.name": "branching",
+                "method.begin": "anew",
+            },
+            ["method.name=fixed", "method.name=branching"],
+        ),
         ({"train.only": "heads", "loss.aggregation": "pcgrad"}, ["loss.aggregation"]),
         ({"train.only": "new", "loss.weighting": "dwa"}, ["loss.weighting"]),
     ],
