@@ -230,7 +230,7 @@ def test_a_linear_probe_trains_the_heads_alone_and_no_running_statistics(
         (
             {
                 "train.only": "heads",
-                "model": {"backbone": "resnet18", "pretrained": "weights.pth", "from_run": None},
+                "model": {"backbone": "resnet18", "width": None, "pretrained": "weights.pth"},
                 "method.name": "branching",
                 "method.begin": "anew",
             },
