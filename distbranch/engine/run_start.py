@@ -1,5 +1,6 @@
 """What a start of a run checks and records: that its directory is of the same configuration and data, and the machine."""
 
+import json
 import logging
 import platform
 import shutil
@@ -122,6 +123,11 @@ def _raise_iterations(files: RunDirectory, config: Config) -> None:
             "those of the longer one from here on.",
             before,
             now,
+        )
+    if files.result.exists() and "ended_by" in json.loads(files.result.read_text()):
+        logger.warning(
+            "train.patience ended the run %s, so more train.iterations do not train it further.",
+            files.path,
         )
     # The network too, for it would be taken for that of the last step.
     for file in (files.result, files.model / DESCRIPTION):

@@ -13,7 +13,9 @@ from test_kill_and_continue import train_and_die
 from tiny_runs import TASKS, assert_same_content, config_of, pack_tiny, train_tiny
 
 from distbranch.api import load
-from distbranch.engine.session import evaluate_run
+from distbranch.engine.restricted_run import restrict_run
+from distbranch.engine.results import read_result
+from distbranch.engine.session import evaluate_run, find_thin_baselines
 from distbranch.tasks import Task
 
 OLD = TASKS[:6]
@@ -196,6 +198,21 @@ def test_a_run_of_frozen_parts_that_is_killed_ends_with_the_same_bits_without_th
         return
     kept, units = before.state_dict(), after.units.state_dict()
     assert all(torch.equal(units[name], kept[f"units.{name}"]) for name in units)
+
+
+# ---- a task is removed
+
+
+def test_a_thin_run_is_what_branches_are_compared_with_and_a_part_of_it_is_not(
+    data_of_old: Path, tmp_path: Path
+) -> None:
+    thin = _train(data_of_old, tmp_path, {"run.name": "tiny"})
+    restrict_run(thin, tmp_path / "part", tasks=["cell-0"])
+    grown = {"run.name": "grown", "method.name": "branching"}
+    assert train_tiny(_config(data_of_old, tmp_path, grown))["end"] == "done"
+    result = read_result(tmp_path / "grown")
+    assert result is not None
+    assert [baseline["name"] for baseline in find_thin_baselines(result)] == ["tiny"]
 
 
 # ---- a linear probe

@@ -8,6 +8,7 @@ from rank_server import RankServer
 from tiny_runs import anew_config, assert_same_content, config_of, lines_of, train_tiny
 
 from distbranch.config import load_config
+from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import RunDirectory, append_line
 from distbranch.engine.run_start import begin_run
 from distbranch.engine.scout import make_scout_config
@@ -102,3 +103,17 @@ def test_a_scout_that_is_being_trained_keeps_its_steps(tiny_data: Path, tmp_path
     append_line(RunDirectory(short.run_directory).metrics, {"kind": "train"})
     with pytest.raises(UserError, match=r"train\.iterations: 12 -> 14"):
         begin_run(longer)
+
+
+def test_a_run_that_patience_ended_is_not_trained_further_which_is_told(
+    tiny_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Of three classes one is always among the first three, so no evaluation is better than the first.
+    values = {"train.evaluate_every": 2, "train.patience": 1, "train.keep_metric": "top3"}
+    for iterations in (6, 8):
+        changes = values | {"method": {"name": "fixed"}, "train.iterations": iterations}
+        assert train_tiny(config_of(tiny_data, tmp_path, **changes))["end"] == "done"
+        result = read_result(tmp_path / "tiny")
+        assert result is not None
+        assert (result.summary["iterations"], result.summary["ended_by"]) == (4, "patience")
+    assert "train.patience ended the run" in caplog.text
