@@ -295,6 +295,9 @@ def find_thin_baselines(result: RunResult) -> list[dict[str, Any]]:
             continue
         different = without_moved_data(differences(other, own), own, RunDirectory(file.parent).data)
         unlike = [line for line in different if not line.startswith(("run.", "method."))]
-        if finished is not None and other.method.keeps_thin and not unlike:
+        if finished is None or unlike or not other.method.keeps_thin or finished.tree.splits:
+            continue
+        # Of some of the tasks alone a run may be left (`restrict`).
+        if set(finished.summary["tasks"]) == set(result.summary["tasks"]):
             baselines.append(finished.summary)
     return baselines
