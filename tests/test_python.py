@@ -70,6 +70,7 @@ def test_a_result_draws_its_tree_as_the_command_does(world: Path) -> None:
     figure.savefig("tree.png", dpi=figure.dpi)
     with Image.open("tree.png") as picture:  # with the names, which stand beside the canvas
         assert picture.width > 1.05 * figure.get_figwidth() * figure.dpi
+    assert "num_samples" not in repr(result)
     page = result._repr_html_()
     assert "<svg" in page
     assert "<td>test</td>" in page

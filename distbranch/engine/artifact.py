@@ -103,6 +103,8 @@ def load_model(run_directory: Path) -> tuple[Network, Preprocessing]:
         network.load_state_dict(weights)
         network = network.folded().eval()
         network.thresholds = description.get(THRESHOLDS)
+        for chosen in (network.thresholds or {}).values():
+            float(chosen["threshold"])  # that it is damaged is told here and not where it is used
     return network, preprocessing
 
 

@@ -10,7 +10,7 @@ from distbranch.data.mixture import read_data
 from distbranch.engine.artifact import load_model, save_model
 from distbranch.engine.evaluate import find_scored
 from distbranch.engine.policy_search import make_policy_record
-from distbranch.engine.results import RunResult, describe_network, write_tree
+from distbranch.engine.results import RunResult, describe_network, make_result, write_tree
 from distbranch.engine.run_directory import (
     created_atomically,
     get_finished_run,
@@ -69,4 +69,4 @@ def restrict_run(
         summary |= {"name": out.name, "metrics": metrics, "restricted_from": str(run.absolute())}
         summary |= describe_network(architecture)
         write_json(new.result, summary)
-    return RunResult(metrics, architecture.tree, out, summary)
+    return make_result(architecture.tree, out, summary)

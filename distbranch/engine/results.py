@@ -5,7 +5,7 @@ What a checkpoint holds is `training_state.TrainingState`; the log is `run_log.R
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +47,10 @@ __all__ = [
 class RunResult:
     """What a run gives: the metrics of its splits, the tree, the run directory, and `summary`, the content of result.json."""
 
-    metrics: dict[str, Any]
+    metrics: dict[str, Any] = field(repr=False)  # thousands of numbers
     tree: Tree
     directory: Path
-    summary: dict[str, Any]
+    summary: dict[str, Any] = field(repr=False)
 
 
 Run = RunResult | Path | str  # as a caller names it: its result, its folder or its URL

@@ -35,7 +35,7 @@ from distbranch.report.layers import format_name
 Json = Mapping[str, Any]
 Draw = Callable[[], Figure]
 
-COLUMNS = 6
+COLUMNS = 4  # so that a narrow page shows all of them
 PANEL = 1.85  # inches
 MOST_PANELS = 60
 MOST_CLASSES = 60  # with names
@@ -102,6 +102,16 @@ def tabulate_answers(tasks: Json, *, in_brief: bool = False) -> pandas.DataFrame
     if not in_brief:
         cells["labelled"] = [format_amount(row["num_labelled"]) for row in rows]
     return pandas.DataFrame(cells, dtype=object)
+
+
+def list_answer_tables(tasks: Json) -> list[pandas.DataFrame]:
+    """Numbers in a table of their own, as in the section of all tasks: together they are wider than a page."""
+    numbers = {name for name, row in tasks.items() if "mean_absolute_error" in row}
+    parts = [
+        {name: row for name, row in tasks.items() if (name in numbers) == wanted}
+        for wanted in (False, True)
+    ]
+    return [tabulate_answers(part) for part in parts if part]
 
 
 def _format_interval(row: Json, key: str) -> str:

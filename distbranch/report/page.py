@@ -24,9 +24,9 @@ from distbranch.kinds.kind import PER_CLASS
 from distbranch.metrics import list_metrics
 from distbranch.report.answers import (
     list_answer_pictures,
+    list_answer_tables,
     list_sheets,
     read_answers,
-    tabulate_answers,
 )
 from distbranch.report.console import (
     UNDEFINED,
@@ -60,6 +60,10 @@ from distbranch.report.run_files import (
 )
 
 SMALLEST = 0.6  # of its size to which a narrow page shrinks a figure; smaller letters are not read, so it is moved instead
+COMPARABLE = (
+    "average_precision",
+    "standardised_error",
+)  # an absolute error is in the unit of its task
 VARIABLES = {
     INK: "var(--ink)",
     MUTED: "var(--muted)",
@@ -149,7 +153,7 @@ def render_run(
         classes=_tabulate_classes(scores),
         decisions=_tabulate_decisions(run, numbers),
         answers=answers,
-        answer_table=tabulate_answers(answers["tasks"]) if answers is not None else None,
+        answer_tables=list_answer_tables(answers["tasks"]) if answers is not None else [],
         answer_pictures=[
             (heading, note, draw_svg(drawn[name], heading))
             for name, (heading, note, _) in of_answers.items()
@@ -260,9 +264,9 @@ def _tabulate_metrics(
 
 
 def _choose_gain(keys: Sequence[str], thin: Mapping[str, Mapping[str, Any]]) -> str:
-    """The metric whose gain over the thin run is shown: average precision, else the first that both have; empty without one."""
+    """The metric whose gain over the thin run is shown: one whose mean over tasks means something, else the first that both have."""
     known = [key for key in keys if any(key in row for row in thin.values())]
-    return min(known, key=lambda key: key != "average_precision", default="")
+    return min(known, key=lambda key: key not in COMPARABLE, default="")
 
 
 def _measure_gains(
@@ -283,7 +287,7 @@ def _format_gain(key: str, gain: float | None) -> str:
         return UNDEFINED
     if list_metrics()[key].unit == "%":
         return f"{round(100 * gain, 1) + 0.0:+.1f}"  # a gain of -0.0 is none
-    return f"{gain:+.3g}"
+    return f"{gain + 0.0:+.3g}"
 
 
 def _describe_gains(scores: Mapping[str, Any], thin: Mapping[str, Any], name: str) -> str:

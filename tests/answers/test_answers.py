@@ -235,6 +235,15 @@ def test_an_evaluation_that_ends_halfway_leaves_all_as_it_was(
     assert len(pandas.read_csv("again.csv")) == 54
 
 
+def test_damaged_thresholds_are_told(folder: Path) -> None:
+    file = Path("runs/tiny/model/model.json")
+    damaged = json.loads(file.read_text()) | {"thresholds": {"light": "high"}}
+    file.write_text(json.dumps(damaged))
+    Path("photo.jpg").write_bytes(next(draw_samples(set())).image)
+    ended = run_command(["predict", "runs/tiny", "photo.jpg"])
+    assert_one_sentence(ended, 1, ("model of runs/tiny is damaged",))
+
+
 def test_damaged_answers_are_told(folder: Path) -> None:
     Path("runs/tiny/answers/answers.json").write_text("{")
     ended = run_command(["report", "runs/tiny"])

@@ -10,7 +10,7 @@ from distbranch.answers.findings import find_threshold, measure_task
 from distbranch.answers.predictions import TaskAnswers, name_columns
 from distbranch.engine.run_directory import replaced_atomically
 from distbranch.kinds.kind import Array
-from distbranch.report.answers import draw_confusion, tabulate_answers
+from distbranch.report.answers import draw_confusion, list_answer_tables, tabulate_answers
 from distbranch.tasks import Task
 
 RARE = Task("rare")
@@ -111,6 +111,18 @@ def test_a_table_of_tasks_has_units_intervals_and_dashes_for_what_a_kind_lacks()
     assert age["error, 95 % interval"] == "2 \u2013 4"
     assert (age["accuracy %"], rare["accuracy %"]) == ("\u2013", "100.0")
     assert (rare["base rate %"], rare["threshold"]) == ("50.0", "0.5")
+
+
+def test_a_page_has_numbers_in_a_table_of_their_own() -> None:
+    ages = make_answers(np.array([20, 30]), np.array([[22.0], [26.0]]), np.zeros(2))
+    binary = make_answers(np.array([0, 1]), np.array([[0.2], [0.7]]), np.array([0.2, 0.3]))
+    everything = np.full(2, True)
+    age = {"age": measure_task(AGE, ages, everything, None)}
+    rare = {"rare": measure_task(RARE, binary, everything, 0.5)}
+    shares, numbers = list_answer_tables(age | rare)
+    assert "mean absolute error" not in shares
+    assert list(numbers) == ["task", "mean absolute error", "error, 95 % interval", "labelled"]
+    assert len(list_answer_tables(age)) == 1
 
 
 def test_columns_of_odd_names_do_not_collide() -> None:

@@ -63,7 +63,8 @@ def test_a_run_goes_on_and_a_task_is_added_and_another_one_removed(world: Path) 
     assert "late" in _run("evaluate", "runs/added").out
     _run("report", "runs/added")
 
-    _run("restrict", "runs/added", "runs/smaller", "--without", "wide")
+    told = _run("restrict", "runs/added", "runs/smaller", "--without", "wide").out
+    assert all(name in told for name in ("bright", "shade", "late"))
     smaller = _answers("runs/smaller")
     assert list(smaller) == ["bright", "shade", "late"]
     for name, answer in smaller.items():

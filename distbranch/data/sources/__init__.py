@@ -151,8 +151,8 @@ def list_changed_options(values: Mapping[str, Any], info: DatasetInfo) -> list[s
 def _explain_errors(error: ValidationError, options: type[SourceOptions]) -> str:
     """All that is wrong with the options; what is misspelt comes first, for it explains what is missing."""
     errors = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
-    sentences = [_explain_error(one, options) for one in errors]
-    return " ".join(dict.fromkeys(sentences))
+    first, *others = dict.fromkeys(_explain_error(one, options) for one in errors)
+    return " ".join([first, *(other[0].upper() + other[1:] for other in others)])
 
 
 def _explain_error(error: Mapping[str, Any], options: type[SourceOptions]) -> str:

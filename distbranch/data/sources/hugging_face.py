@@ -278,8 +278,8 @@ def _find_image_column(options: HuggingFaceOptions, schema: Any) -> str:
         return name
     if len(held) != 1 or "image_column" in options.model_fields_set:
         raise UserError(
-            f"{options.data} has no images in a column '{name}', but in: {list_names(held) or 'none'}. "
-            f"Give one with {as_typed('image_column')}."
+            f"{options.data} should have images in the column '{name}'; columns that hold some: {list_names(held) or 'none'}. "
+            f"Give another with {as_typed('image_column')}."
         )
     return str(held[0])
 

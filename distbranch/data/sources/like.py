@@ -88,7 +88,8 @@ def read_like(
     columns = [name for name in usable if name in scalar or name in class_tasks]
     if not columns:
         raise UserError(
-            f"No column of the table is a task of {info.path} ({list_names(list(scalar))}). Its columns are: {', '.join(names)}."
+            f"No column of the table ({', '.join(names)}) is a task of {info.path} ({list_names(list(scalar))}). Rename the columns, or "
+            "give another --like."
         )
     others = [name for name in usable if name not in columns]
     if others and options.tasks is None:

@@ -154,7 +154,7 @@ def write_no_labels(folder: Path) -> None:
         (write_odd_split, ("neither train, validation nor test: unsupervised",)),
         (write_mixed_names, ("whose names hold neither train, validation nor test: more.parquet",)),
         (write_other_columns, ("have different columns (a, b)",)),
-        (write_two_images, ("no images in a column 'image', but in: left, right",)),
+        (write_two_images, ("images in the column 'image'", "left, right")),
         (write_damaged, ("a.parquet is damaged, or no .parquet file",)),
         (write_damaged_state, ("state.json is damaged, it is no JSON",)),
         (write_unnamed_class, ("holds the class 2, and its schema names 2 classes",)),
