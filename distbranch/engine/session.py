@@ -297,7 +297,7 @@ def find_thin_baselines(result: RunResult) -> list[dict[str, Any]]:
         unlike = [line for line in different if not line.startswith(("run.", "method."))]
         if finished is None or unlike or not other.method.keeps_thin or finished.tree.splits:
             continue
-        # Of some of the tasks alone a run may be left (`restrict`).
-        if set(finished.summary["tasks"]) == set(result.summary["tasks"]):
+        # A run may have some of the tasks alone (`restrict`).
+        if finished.tree.num_tasks == result.tree.num_tasks:
             baselines.append(finished.summary)
     return baselines
