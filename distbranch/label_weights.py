@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from distbranch.config.sections import LossConfig
+from distbranch.config.training import LossConfig
 from distbranch.errors import UserError
 from distbranch.kinds import KINDS
 from distbranch.kinds.label_counts import Counts

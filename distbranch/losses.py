@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from distbranch.config.sections import LossConfig
+from distbranch.config.training import LossConfig
 from distbranch.kinds import KINDS, Loss
 from distbranch.kinds.dense import DenseKind
 from distbranch.registry import Registry

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from distbranch.config.names import BUILT_IN
-from distbranch.config.sections import LossConfig
+from distbranch.config.training import LossConfig
 from distbranch.errors import UserError
 from distbranch.kinds import KINDS
 from distbranch.kinds.dense import DenseKind

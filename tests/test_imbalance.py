@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from distbranch.config import load_config
-from distbranch.config.sections import LossConfig
+from distbranch.config.training import LossConfig
 from distbranch.data.shards import read_dataset
 from distbranch.engine.session import evaluate_run
 from distbranch.errors import UsageError, UserError

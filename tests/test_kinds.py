@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from distbranch.branching.affinity import AffinityStats
 from distbranch.config.names import BUILT_IN
-from distbranch.config.sections import LossConfig
+from distbranch.config.training import LossConfig
 from distbranch.errors import UserError
 from distbranch.kinds import KINDS, Kind, Metric, Metrics
 from distbranch.losses import choose_losses

@@ -1,8 +1,10 @@
 """The configuration of a run: its sections, and how it is read."""
 
+from distbranch.config.data import DataConfig
 from distbranch.config.network import AdaShareConfig, MethodConfig, ModelConfig
 from distbranch.config.reading import describe_keys, differences, load_config, to_yaml
-from distbranch.config.sections import Config, DataConfig, LaunchConfig, OptimConfig, TrainConfig
+from distbranch.config.sections import Config, LaunchConfig
+from distbranch.config.training import OptimConfig, TrainConfig
 
 __all__ = [
     "AdaShareConfig",

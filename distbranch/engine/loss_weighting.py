@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distbranch.config.sections import LossConfig
+from distbranch.config.training import LossConfig
 from distbranch.engine.optimizer_and_schedule import list_slots, load_slots
 from distbranch.errors import SharedError, UserError
 from distbranch.kinds import KINDS

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from distbranch.branching.routing import SHARED
 from distbranch.branching.tree import Split
 from distbranch.config import Config
-from distbranch.config.sections import LossConfig
+from distbranch.config.training import LossConfig
 from distbranch.engine.artifact import Preprocessing
 from distbranch.engine.distributed import Ranks, compute_fingerprint
 from distbranch.engine.frozen_parts import KeptRows, list_frozen

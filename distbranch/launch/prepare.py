@@ -10,7 +10,7 @@ from typing import Any
 
 from distbranch.config import Config, DataConfig, load_config
 from distbranch.config.paths import is_remote
-from distbranch.config.sections import LossConfig
+from distbranch.config.training import LossConfig
 from distbranch.data.balance import check_balance
 from distbranch.data.image_operations import require_torchvision
 from distbranch.data.mixture import read_data

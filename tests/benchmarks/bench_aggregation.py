@@ -20,7 +20,7 @@ from distbranch.bench.candidates import numbered_tasks
 from distbranch.branching.tree import Split
 from distbranch.cli.terminal import parse_size, show_rows
 from distbranch.config import load_config
-from distbranch.config.sections import LossConfig
+from distbranch.config.training import LossConfig
 from distbranch.engine.artifact import Preprocessing
 from distbranch.engine.distributed import Ranks
 from distbranch.engine.trained_network import TrainedNetwork

@@ -11,7 +11,7 @@ from tiny_runs import TASKS, config_of, lines_of, train_tiny
 from torch import Tensor
 
 from distbranch.config import load_config
-from distbranch.config.sections import LossConfig
+from distbranch.config.training import LossConfig
 from distbranch.config.unread import keys_without_effect
 from distbranch.engine.loss_weighting import LossWeighting, get_loss_weights, make_weighting
 from distbranch.tasks import Task
