@@ -17,7 +17,7 @@ FLOORS = {
     "models": 1, "data": 1,
     "engine": 2,
     "launch": 3, "report": 3, "export": 3, "bench": 3,
-    "sweep": 4, "experiments": 5,
+    "answers": 4, "sweep": 4, "experiments": 5,
     "api": 6, "cli": 6, "__main__": 6, "__init__": 6,
 }  # fmt: skip
 
@@ -25,7 +25,7 @@ HOMES = {
     "ray": ("launch", "sweep"),
     "submitit": ("launch",),
     "optuna": ("sweep",),
-    "pandas": ("data", "sweep", "experiments", "report", "api"),
+    "pandas": ("data", "sweep", "experiments", "report", "answers", "api"),
     "torch.distributed": ("engine",),
     "filelock": ("locks",),
     "safetensors": ("tensor_files",),

@@ -24,12 +24,11 @@ def serve(
 ) -> None:
     """Answer images over HTTP as `predict --format json` does, by Ray Serve, until Ctrl-C.
 
-    Images that arrive together go through the network together. Health is at `/-/healthz`.
+    Images that arrive together go through the network together. Ask with `curl --data-binary @photo.jpg http://127.0.0.1:8000/`;
+    health is at `/-/healthz`.
 
     Examples:
-    - `distbranch serve mine.onnx --port 8000`
-    - `curl --data-binary @photo.jpg http://127.0.0.1:8000/`
-    - `curl -F image=@photo.jpg http://127.0.0.1:8000/`
+    `distbranch serve mine.onnx --port 8000`
     """
     from distbranch.launch.on_ray.serving import serve_file
 

@@ -551,7 +551,7 @@ class Config(Section):
             raise ValueError(
                 "train.only=heads would train heads over random units: give model.from_run, or pretrained weights in model.pretrained"
             )
-        if self.widens or method.grows or method.name in ("adashare", "independent", *BASELINES):
+        if self.widens or method.name in ("branching", "adashare", "independent", *BASELINES):
             raise ValueError(
                 f"train.only={only} keeps the units as they are: use method.name=fixed without method.widen_at, found "
                 f"method.name={method.name}"

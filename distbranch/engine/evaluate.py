@@ -11,7 +11,7 @@ and deviation that the network was trained with, whatever those of the data are.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -69,16 +69,12 @@ def evaluate_split(
         SharedError: a bad sample under `on_bad_sample: fail`; more of them than may be left out, or no other ones; outputs
             that are not finite.
     """
-    members = zip(member_names(info), info.members, strict=True)
-    having = {}
-    for name, member in members:
-        known = {task.name for task in member.tasks} & set(network.tasks.names)
-        if split in member.splits and known:
-            having[name] = member
-    if not having:
+    splits = find_scored(info, network.tasks.names)
+    if split not in splits:
         raise UserError(
-            f"{info.path} has no split '{split}'; it has {', '.join(sorted(info.splits))}."
+            f"{info.path} has no split '{split}' with tasks of the network; it has {', '.join(sorted(splits))}."
         )
+    having = splits[split]
     training = network.training
     network.eval()
     found: dict[str, Scores] = {}
@@ -96,6 +92,16 @@ def evaluate_split(
         found[name] = ranks.run_on_rank_zero(score)  # which alone has the samples of all
     network.train(training)
     return _merge_scores(found) if len(info.members) > 1 else next(iter(found.values()))
+
+
+def find_scored(info: DatasetInfo, tasks: Collection[str]) -> dict[str, dict[str, DatasetInfo]]:
+    """The splits in which there is any of these tasks, and the data sets of each that have one, by name."""
+    found: dict[str, dict[str, DatasetInfo]] = {}
+    for name, member in zip(member_names(info), info.members, strict=True):
+        if any(task.name in tasks for task in member.tasks):
+            for split in member.splits:
+                found.setdefault(split, {})[name] = member
+    return found
 
 
 def compute_outputs(

@@ -86,7 +86,9 @@ def begin_from_run(
     earlier.to(ranks.device)
     ranks.broadcast_tensors(list(earlier.state_dict().values()))
 
-    placements = place_tasks(earlier, beginning, info, config, ranks)
+    # Its weights of labels are numbers by now.
+    counted = config.model_copy(update={"loss": net.loss})
+    placements = place_tasks(earlier, beginning, info, counted, ranks)
     beginning = beginning.placed({name: found.origin for name, found in placements.items()})
     architecture = _make_architecture(design, beginning, config)
     net.new_tasks = beginning.new

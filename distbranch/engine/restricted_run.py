@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from distbranch.config import load_config, to_yaml
+from distbranch.data.mixture import read_data
 from distbranch.engine.artifact import load_model, save_model
+from distbranch.engine.evaluate import find_scored
 from distbranch.engine.policy_search import make_policy_record
 from distbranch.engine.results import RunResult, describe_network, make_result, write_tree
 from distbranch.engine.run_directory import (
@@ -60,7 +62,10 @@ def restrict_run(
             write_json(new.policy, make_policy_record(network, None, summary["iterations"]))
         if files.environment.exists():  # which data it is of, and in which precision it computes
             shutil.copyfile(files.environment, new.environment)
-        metrics = {split: evaluate_run(new.path, split) for split in summary["metrics"]}
+        # Of several data sets those that are left may lack a split.
+        scored = find_scored(read_data(config.data), network.tasks.names)
+        splits = [split for split in summary["metrics"] if split in scored]
+        metrics = {split: evaluate_run(new.path, split) for split in splits}
         summary |= {"name": out.name, "metrics": metrics, "restricted_from": str(run.absolute())}
         summary |= describe_network(architecture)
         write_json(new.result, summary)

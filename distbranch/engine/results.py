@@ -230,7 +230,7 @@ def find_run_folder(run: Run) -> Path:
 
 def make_result(tree: Tree, directory: Path, summary: dict[str, Any]) -> RunResult:
     """The result with a tree that knows the names of its tasks."""
-    named = replace(tree, task_names=tuple(summary["tasks"]))
+    named = replace(tree, task_names=tuple(summary.get("tasks", ())))
     return RunResult(summary["metrics"], named, directory, summary)
 
 

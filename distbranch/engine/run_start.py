@@ -1,5 +1,6 @@
 """What a start of a run checks and records: that its directory is of the same configuration and data, and the machine."""
 
+import json
 import logging
 import platform
 import shutil
@@ -97,13 +98,20 @@ def begins_anew(config: Config) -> bool:
 
 
 def raises_iterations(config: Config) -> bool:
-    """Whether the run that is there was begun with fewer `train.iterations` and is the same in all else, finished or not."""
+    """Whether the run that is there was begun with fewer `train.iterations` and is the same in all else, finished or not.
+
+    One that has ended, or whose scout has steps in proportion, needs a checkpoint to go on from.
+    """
     files = RunDirectory(config.run_directory)
     if config.run_url is not None or not files.config.exists() or files.family.exists():
         return False
     keys = [line.partition(":")[0] for line in _list_differences(files, config)]
-    begun_with = load_config(files.config).train.iterations
-    return keys == ["train.iterations"] and begun_with < config.train.iterations
+    if keys != ["train.iterations"]:
+        return False
+    has_begun = files.result.exists() or files.scout.exists()
+    if has_begun and not list_checkpoints(files.checkpoints):
+        return False
+    return load_config(files.config).train.iterations < config.train.iterations
 
 
 def _raise_iterations(files: RunDirectory, config: Config) -> None:
@@ -116,9 +124,15 @@ def _raise_iterations(files: RunDirectory, config: Config) -> None:
             before,
             now,
         )
+    if files.result.exists() and "ended_by" in json.loads(files.result.read_text()):
+        logger.warning(
+            "train.patience ended the run %s, so more train.iterations do not train it further.",
+            files.path,
+        )
     # The network too, for it would be taken for that of the last step.
     for file in (files.result, files.model / DESCRIPTION):
         file.unlink(missing_ok=True)
+    shutil.rmtree(files.answers, ignore_errors=True)  # which are those of that network
     saved = list_checkpoints(files.checkpoints)
     if saved:
         line = {

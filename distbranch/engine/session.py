@@ -263,13 +263,14 @@ def load_evaluation(directory: Path, data: str | None) -> tuple[Network, Config,
     network.tasks = build_task_set(network.tasks.tasks, loss)
     info = read_dataset(data) if data else read_data(config.data)
     known = {task.name: task for task in network.tasks.tasks}
-    # Of its own data a run may have fewer tasks: one whose other tasks were removed.
     other = [
         task.name
         for task in info.tasks
-        if data and (task.name not in known or not known[task.name].is_same_task(task))
+        if task.name not in known or not known[task.name].is_same_task(task)
     ]
-    if other:
+    # Of the very data that it was trained on a run may have fewer tasks: one whose other tasks were removed.
+    is_its_own = data is None and RunDirectory(directory).data == info.fingerprint
+    if other and not is_its_own:
         raise UserError(
             f"The data set {info.path} has other tasks than the run {directory} ({', '.join(other[:5])}). "
             "Give one whose tasks are among those of the run."
@@ -294,6 +295,9 @@ def find_thin_baselines(result: RunResult) -> list[dict[str, Any]]:
             continue
         different = without_moved_data(differences(other, own), own, RunDirectory(file.parent).data)
         unlike = [line for line in different if not line.startswith(("run.", "method."))]
-        if finished is not None and other.method.keeps_thin and not unlike:
+        if finished is None or unlike or not other.method.keeps_thin or finished.tree.splits:
+            continue
+        # Of some of the tasks alone a run may be left (`restrict`).
+        if set(finished.summary["tasks"]) == set(result.summary["tasks"]):
             baselines.append(finished.summary)
     return baselines

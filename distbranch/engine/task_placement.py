@@ -49,7 +49,7 @@ def place_tasks(
         network: of a tree or a policy; it is left as it was.
         beginning: what becomes of its tasks.
         info: the data, of the tasks of `beginning`.
-        config: of the run; its seed draws heads and chooses the sample.
+        config: of the run, with weights of labels in numbers; its seed draws heads and chooses the sample.
         ranks: this process among the others.
 
     Raises:

@@ -942,14 +942,14 @@ TABLES = (
         nothing,
         "data pack cvs new",
         2,
-        ("cvs", "csv, celeba, deepfashion, rendered-faces"),
+        ("cvs", "csv, folder, hf, celeba"),
     ),
     Case(
         "unknown source's options",
         nothing,
         "data pack cvs new --options",
         2,
-        ("cvs", "csv, celeba"),
+        ("cvs", "csv, folder, hf"),
     ),
     Case(
         "unknown option of a source",
@@ -1201,7 +1201,7 @@ TABLES = (
         nothing,
         f"{NEW} data.path=new data.pack={{}}",
         2,
-        ("source", "csv, celeba"),
+        ("source", "csv, folder, hf"),
     ),
     Case(
         "celeba: rows missing",

@@ -79,13 +79,15 @@ def test_forked_runs_have_the_same_bits_as_runs_that_were_trained_alone(
 ) -> None:
     alone = [member_of(tiny_data, tmp_path / "alone", alpha) for alpha in ALPHAS[:2]]
     family = [member_of(tiny_data, tmp_path / "shared", alpha) for alpha in ALPHAS]
-    lead(family)
+    # What a run took of an earlier one is on record in each.
+    RunDirectory(lead(family).run_directory).from_run.write_text("{}")
     # The second of the family is only continued: the leader leaves it a directory with its beginning and its relatives.
     configs = [config.model_dump() for config in (*alone, *family[:2])]
     assert ranks.call(train_each, configs=configs) == ["done"] * 4
 
     assert [line["iteration"] for line in _forks(family[0])] == [FORK]
     assert not _forks(family[1])
+    assert RunDirectory(family[1].run_directory).from_run.exists()
     for one, other in zip(family, alone, strict=False):
         assert_same_content(one.run_directory, other.run_directory)
         assert training_and_scores(one.run_directory) == training_and_scores(other.run_directory)

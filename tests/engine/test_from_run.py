@@ -13,7 +13,9 @@ from test_kill_and_continue import train_and_die
 from tiny_runs import TASKS, assert_same_content, config_of, pack_tiny, train_tiny
 
 from distbranch.api import load
-from distbranch.engine.session import evaluate_run
+from distbranch.engine.restricted_run import restrict_run
+from distbranch.engine.results import read_result
+from distbranch.engine.session import evaluate_run, find_thin_baselines
 from distbranch.tasks import Task
 
 OLD = TASKS[:6]
@@ -142,7 +144,13 @@ def test_an_added_task_leaves_outputs_and_statistics_of_all_others_as_they_are_b
     data = tiny_data
     if not has_old_labels:
         data = Path(pack_tiny(tmp_path / "data", TASKS[6:]).path)
-    added = {"model.from_run": str(earlier), "train.only": "new", "method.split_from": "fc5"}
+    added: dict[str, Any] = {
+        "model.from_run": str(earlier),
+        "train.only": "new",
+        "method.split_from": "fc5",
+    }
+    # Counted before the heads that choose a branch are trained.
+    added |= {"loss.class_weights": {"kind": "balanced"}, "loss.positive_weights": "auto"}
     run = _train(data, tmp_path, added)
     old, new = load(earlier), load(run)
     assert new.tasks.names == tuple(task.name for task in TASKS)
@@ -192,6 +200,21 @@ def test_a_run_of_frozen_parts_that_is_killed_ends_with_the_same_bits_without_th
     assert all(torch.equal(units[name], kept[f"units.{name}"]) for name in units)
 
 
+# ---- a task is removed
+
+
+def test_a_thin_run_is_what_branches_are_compared_with_and_a_part_of_it_is_not(
+    data_of_old: Path, tmp_path: Path
+) -> None:
+    thin = _train(data_of_old, tmp_path, {"run.name": "tiny"})
+    restrict_run(thin, tmp_path / "part", tasks=["cell-0"])
+    grown = {"run.name": "grown", "method.name": "branching"}
+    assert train_tiny(_config(data_of_old, tmp_path, grown))["end"] == "done"
+    result = read_result(tmp_path / "grown")
+    assert result is not None
+    assert [baseline["name"] for baseline in find_thin_baselines(result)] == ["tiny"]
+
+
 # ---- a linear probe
 
 
@@ -221,6 +244,15 @@ def test_a_linear_probe_trains_the_heads_alone_and_no_running_statistics(
         ({"method.split_from": "fc5"}, ["would be ignored"]),
         ({"train.only": "new", "model.from_run": None}, ["give model.from_run"]),
         ({"train.only": "heads", "model.from_run": None}, ["random units"]),
+        (
+            {
+                "train.only": "heads",
+                "model": {"backbone": "resnet18", "width": None, "pretrained": "weights.pth"},
+                "method.name": "branching",
+                "method.begin": "anew",
+            },
+            ["method.name=fixed", "method.name=branching"],
+        ),
         ({"train.only": "heads", "loss.aggregation": "pcgrad"}, ["loss.aggregation"]),
         ({"train.only": "new", "loss.weighting": "dwa"}, ["loss.weighting"]),
     ],

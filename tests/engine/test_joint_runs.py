@@ -14,7 +14,9 @@ from distbranch.answers.evaluation import answer_run
 from distbranch.data.pack import pack
 from distbranch.data.reader import ShardReader, ShardSource
 from distbranch.data.shards import Sample, read_dataset
+from distbranch.engine.restricted_run import restrict_run
 from distbranch.engine.session import evaluate_run
+from distbranch.errors import UserError
 from distbranch.tasks import Task
 
 OTHER = (Task("dark", exclusive="light"), Task("bright", exclusive="light"), Task("cell-0"))
@@ -114,3 +116,12 @@ def test_predictions_of_a_joint_run_name_the_data_set_of_every_image(
     for name, found in done.findings.items():
         assert found["num_labelled"] == written[name]["num_labelled"]
         assert found["accuracy"] == pytest.approx(written[name]["accuracy"])
+
+
+def test_a_part_of_a_joint_run_is_scored_on_the_splits_of_its_own_tasks(
+    joint_run: Path, tmp_path: Path
+) -> None:
+    part = restrict_run(joint_run, tmp_path / "part", tasks=["dark", "bright"])
+    assert list(part.metrics) == ["test"]
+    with pytest.raises(UserError, match="'val' with tasks of the network; it has test, train"):
+        evaluate_run(part.directory, "val")

@@ -5,7 +5,14 @@ from typing import Any
 
 import pytest
 from rank_server import RankServer
-from tiny_runs import assert_same_content, config_of, lines_of, train_tiny
+from tiny_runs import anew_config, assert_same_content, config_of, lines_of, train_tiny
+
+from distbranch.config import load_config
+from distbranch.engine.results import read_result
+from distbranch.engine.run_directory import RunDirectory, append_line
+from distbranch.engine.run_start import begin_run
+from distbranch.engine.scout import make_scout_config
+from distbranch.errors import UserError
 
 SCHEDULES = [{"optim.schedule": "constant"}, {"optim.schedule": "step", "optim.decay_every": 5}]
 SHORT = {"train.evaluate_every": 0, "method.round_iterations": 4}
@@ -63,3 +70,50 @@ def test_fewer_iterations_are_another_run(tiny_data: Path, tmp_path: Path) -> No
     assert ended["end"] == "failed"
     assert "train.iterations: 4 -> 3" in ended["message"]
     assert (tmp_path / "tiny" / "result.json").exists()
+
+
+def test_a_run_without_checkpoints_keeps_its_network_and_one_that_goes_on_has_no_old_answers(
+    tiny_data: Path, tmp_path: Path
+) -> None:
+    values = SHORT | {"method": {"name": "fixed"}}
+    short, longer = (
+        config_of(tiny_data, tmp_path, **values, **{"train.iterations": iterations})
+        for iterations in (4, 6)
+    )
+    assert train_tiny(short)["end"] == "done"
+    run = tmp_path / "tiny"
+    (run / "checkpoints").rename(tmp_path / "aside")
+    ended = train_tiny(longer)
+    assert ended["end"] == "failed"
+    assert "train.iterations: 4 -> 6" in ended["message"]
+    assert (run / "result.json").exists()
+    (tmp_path / "aside").rename(run / "checkpoints")
+    (run / "answers").mkdir()
+    assert train_tiny(longer)["end"] == "done"
+    assert not (run / "answers").exists()
+
+
+def test_a_scout_that_is_being_trained_keeps_its_steps(tiny_data: Path, tmp_path: Path) -> None:
+    short, longer = (
+        load_config(anew_config(tiny_data, tmp_path, **{"train.iterations": iterations}))
+        for iterations in (12, 14)
+    )
+    begin_run(short)
+    begin_run(make_scout_config(short))
+    append_line(RunDirectory(short.run_directory).metrics, {"kind": "train"})
+    with pytest.raises(UserError, match=r"train\.iterations: 12 -> 14"):
+        begin_run(longer)
+
+
+def test_a_run_that_patience_ended_is_not_trained_further_which_is_told(
+    tiny_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Of three classes one is always among the first three, so no evaluation is better than the first.
+    values = {"train.evaluate_every": 2, "train.patience": 1, "train.keep_metric": "top3"}
+    for iterations in (6, 8):
+        changes = values | {"method": {"name": "fixed"}, "train.iterations": iterations}
+        assert train_tiny(config_of(tiny_data, tmp_path, **changes))["end"] == "done"
+        result = read_result(tmp_path / "tiny")
+        assert result is not None
+        assert (result.summary["iterations"], result.summary["ended_by"]) == (4, "patience")
+    assert "train.patience ended the run" in caplog.text

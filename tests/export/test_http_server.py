@@ -102,7 +102,11 @@ def check_load(served: Served, folder: Path) -> None:
             assert answer["scores"][task] == pytest.approx(scores[task], abs=1e-5)  # type: ignore[index]
         assert answer["scores"]["shade"] == pytest.approx(scores["shade"], abs=1e-5)  # type: ignore[index]
         assert answer["image"] == ("" if number % 2 else "a.jpg")
-        assert answer["answers"] == {"bright": int(scores["bright"] >= 0.25)}
+        most_probable = max(scores["shade"], key=scores["shade"].__getitem__)
+        assert answer["answers"] == {
+            "bright": int(scores["bright"] >= 0.25),
+            "shade": most_probable,
+        }
 
 
 def check_refusals(served: Served) -> None:
