@@ -5,7 +5,6 @@ A tree is nothing but the list of its splits; everything else is computed by fol
 
 from __future__ import annotations
 
-import difflib
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,6 +13,7 @@ from itertools import chain
 from typing import Any
 
 from distbranch.branching.grouping import Groups, label_branches
+from distbranch.registry import find_near
 
 NamedGroups = Sequence[Sequence[str]]
 
@@ -242,7 +242,7 @@ def build_tree_of_groups(
     named = [number for number, name in enumerate(layers) if name in groups]
     for name in groups:
         if name not in layers:
-            near = difflib.get_close_matches(name, layers, n=3) or layers
+            near = find_near(name, layers)
             raise ValueError(
                 f"groups are given for some of its {len(layers)} layers, found {name}; the nearest are {', '.join(near)}"
             )

@@ -155,9 +155,12 @@ def _write_answers(run: str, out: Path, **options: Any) -> None:
     done = answer_run(Path(run), out, **options)
     console.print(render_rich(tabulate_answers(done.findings, in_brief=True)))
     print_plain(f"{out}: predictions of {done.num_rows:,} images")
-    print_plain(
-        f"{done.folder}: what they are worth on {done.split}, worst errors, suspected wrong labels; see `distbranch report {run}`"
+    told = (
+        f"{done.folder}: what they are worth on {done.split}, worst errors, suspected wrong labels"
     )
+    if options["data"] is None:  # the report shows those of the run's own data
+        told += f"; see `distbranch report {run}`"
+    print_plain(told)
 
 
 def report(

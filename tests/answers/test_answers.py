@@ -145,6 +145,7 @@ def test_planted_wrong_labels_are_the_first_suspects_and_the_runs_own_answers_st
     command = ["evaluate", "runs/tiny", "--data", "wrong", "--out", "wrong.csv", "--train"]
     ended = run_command(command)
     assert ended.code == 0, ended.err
+    assert "distbranch report" not in ended.out  # which shows the run's own
     suspects = pandas.read_csv("runs/tiny/answers/wrong/suspects.csv").to_dict("records")
     first = [row for row in suspects if row["task"] == "light"][: len(WRONG)]
     assert {row["key"] for row in first} == WRONG

@@ -1,6 +1,5 @@
 """Sources of labelled images by name; the command line and the section `data.pack` of a config choose from here."""
 
-import difflib
 import json
 import logging
 import os
@@ -28,6 +27,7 @@ from distbranch.data.sources.rendered_rooms import RenderedRoomsOptions
 from distbranch.data.sources.source import Source, SourceOptions, as_typed
 from distbranch.errors import UsageError
 from distbranch.kinds.map_counts import PERCENTS, read_quantiles
+from distbranch.registry import find_near
 
 Options = TypeVar("Options", bound=SourceOptions)
 
@@ -158,9 +158,7 @@ def _explain_errors(error: ValidationError, options: type[SourceOptions]) -> str
 def _explain_error(error: Mapping[str, Any], options: type[SourceOptions]) -> str:
     name = str(error["loc"][0]) if error["loc"] else ""
     if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(name, options.model_fields, n=3) or list(
-            options.model_fields
-        )
+        near = find_near(name, options.model_fields)
         return f"there is no option {as_typed(name)}. Nearest: {', '.join(map(as_typed, near))}."
     # Deeper ones are of a part of a value.
     if error["type"] == "missing" and len(error["loc"]) == 1:
