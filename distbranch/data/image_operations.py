@@ -11,15 +11,15 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from distbranch.data.images import Pixels
-from distbranch.errors import UserError, reason_of
+from distbranch.extras import require
 
 Colour = tuple[int, int, int]
 Operation = tuple[str, float]  # its name, and how much
 
+FUNCTIONS = "torchvision.transforms.v2.functional"
 LEVELS = 30  # strengths from nothing to the largest, as in torchvision
 NUM_NUMBERS = 6  # that a recipe needs
 TINTS = ("brightness", "contrast", "saturation")
@@ -92,26 +92,10 @@ def apply_operations(pixels: Pixels, operations: Sequence[Operation], fill: Colo
     return np.asarray(image)
 
 
-def require_torchvision(setting: str) -> Any:
-    """Its functions on images, or one sentence that says how to install it for a setting."""
-    try:
-        from torchvision.transforms.v2 import functional
-    except ImportError:
-        raise UserError(
-            f"{setting} needs the package torchvision, which is not installed. Install it: pip install 'distbranch[augment]'."
-        ) from None
-    except (RuntimeError, AttributeError) as error:  # one for another torch
-        raise UserError(
-            f"{setting} needs torchvision, which cannot be loaded with torch {torch.__version__} ({reason_of(error)[:200]}). Install the "
-            "torchvision that belongs to this torch."
-        ) from None
-    return functional
-
-
 @cache
 def _make_functions() -> Mapping[str, Callable[[Image.Image, float, Colour], Image.Image]]:
     """Every operation by name: of an image, how much, and the colour of what comes into view."""
-    f = require_torchvision("data.augment or data.jitter")
+    f = require(FUNCTIONS, "augment", "data.augment or data.jitter")
 
     def move(
         image: Image.Image, fill: Colour, offset: Sequence[float], shear: Sequence[float]

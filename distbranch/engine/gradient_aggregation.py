@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from distbranch.branching.routing import SHARED, Routing
 from distbranch.engine.distributed import Ranks
-from distbranch.engine.loss_weighting import require_torchjd
 from distbranch.errors import UserError, reason_of
+from distbranch.extras import require
 
 Tasks = tuple[int, ...]
 CAGRAD_RADIUS = 0.4  # c: as far from the mean gradient as its authors go on dense tasks
@@ -240,7 +240,7 @@ def compute_products(rows: Tensor) -> Tensor:
 
 def _find_aggregator(name: str) -> Callable[[int], Any]:
     """What makes an aggregator of so many rows."""
-    require_torchjd(f"loss.aggregation={name}")
+    require("torchjd", "weighting", f"loss.aggregation={name}")
     from torchjd import aggregation as of
 
     makers: dict[str, Callable[[int], Any]] = {

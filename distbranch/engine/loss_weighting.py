@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from distbranch.config.training import LossConfig
 from distbranch.engine.optimizer_and_schedule import list_slots, load_slots
-from distbranch.errors import SharedError, UserError
+from distbranch.errors import SharedError
+from distbranch.extras import require
 from distbranch.kinds import KINDS
 from distbranch.registry import find_near
 from distbranch.tasks import Task
@@ -25,16 +26,6 @@ STCH_SMOOTHNESS = (
 DWA_TEMPERATURE = 2.0  # of its paper
 # Stand for the loss of a task that has no label in a batch: beyond all others at the end where it has no part in the step.
 ENDLESS = 1e30
-
-
-def require_torchjd(setting: str) -> None:
-    """One sentence that says how to install the package for a setting, if it is absent."""
-    try:
-        import torchjd  # noqa: F401
-    except ImportError:
-        raise UserError(
-            f"{setting} needs the package torchjd, which is not installed. Install it: pip install 'distbranch[weighting]'."
-        ) from None
 
 
 def get_loss_weights(tasks: Sequence[Task], given: Mapping[str, float]) -> list[float]:
@@ -266,7 +257,7 @@ def make_weighting(
         return LossWeighting(given)
     if name == "dwa":
         return DynamicWeightAverage(given, config.window)
-    require_torchjd(f"loss.weighting={name}")
+    require("torchjd", "weighting", f"loss.weighting={name}")
     from torchjd import scalarization
 
     if name == "uncertainty":

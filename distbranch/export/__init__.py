@@ -12,7 +12,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -26,6 +25,7 @@ from distbranch.engine.artifact import Preprocessing, load_model
 from distbranch.engine.predict import Predictor
 from distbranch.engine.run_directory import RunDirectory, write_json
 from distbranch.errors import UsageError, UserError
+from distbranch.extras import require
 from distbranch.kinds import KINDS
 from distbranch.models.architecture import num_weights
 from distbranch.models.network import Network, restrict
@@ -205,29 +205,17 @@ def load_predictor(place: Path) -> tuple[Predictor, Preprocessing]:
     """
     if place.suffix.lower() != SUFFIXES["onnx"] and not place.is_file():
         return load_model(place)
-    require("onnxruntime")
+    require("onnxruntime", "export", "An ONNX file")
     from distbranch.export.onnx_model import OnnxModel
 
     model = OnnxModel(place)
     return model, model.preprocessing
 
 
-def require(package: str, extra: str = "export") -> ModuleType:
-    """The package, or one sentence that says how to install it."""
-    import importlib
-
-    try:
-        return importlib.import_module(package)
-    except ImportError:
-        raise UserError(
-            f"The package {package} is not installed. Install it: pip install 'distbranch[{extra}]'."
-        ) from None
-
-
 def require_onnx() -> None:
     """All that writing an ONNX file and running it takes, asked for before anything is begun."""
     for package in ("onnx", "onnxscript", "onnxruntime"):
-        require(package)
+        require(package, "export", "An ONNX file")
 
 
 def default_stem(tasks: Sequence[str] | None) -> str:

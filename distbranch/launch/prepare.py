@@ -12,7 +12,7 @@ from distbranch.config import Config, DataConfig, load_config
 from distbranch.config.paths import is_remote
 from distbranch.config.training import LossConfig
 from distbranch.data.balance import check_balance
-from distbranch.data.image_operations import require_torchvision
+from distbranch.data.image_operations import FUNCTIONS
 from distbranch.data.mixture import read_data
 from distbranch.data.shards import DATASET_FILE, DatasetInfo
 from distbranch.data.sources import list_changed_options, pack_source, parse_options
@@ -29,6 +29,7 @@ from distbranch.engine.run_log import Report
 from distbranch.engine.run_start import begin_run
 from distbranch.engine.scout import check_scout
 from distbranch.errors import UsageError, UserError
+from distbranch.extras import require
 from distbranch.kinds import KINDS
 from distbranch.label_weights import with_counted_weights
 from distbranch.launch.on_ray.address import cluster_address
@@ -291,9 +292,9 @@ def _check_views(data: DataConfig, info: DatasetInfo) -> None:
                 "(data.flip, data.shift, data.scale, data.crop and data.jitter can be had)."
             )
     if data.augment != "none":
-        require_torchvision("data.augment")
+        require(FUNCTIONS, "augment", "data.augment")
     if data.jitter:
-        require_torchvision("data.jitter")
+        require(FUNCTIONS, "augment", "data.jitter")
     if not data.depth_follows_scale and "depth" not in kinds:
         raise UserError(
             f"data.depth_follows_scale=false is of depth tasks, of which {info.path} has none: leave it out."

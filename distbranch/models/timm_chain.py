@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from distbranch.errors import UserError, reason_of
+from distbranch.extras import require
 from distbranch.models.chain import divide, group_parts
 from distbranch.models.norm import BatchNorm
 from distbranch.models.timm_unit import TimmUnit
@@ -35,29 +36,13 @@ TOLERANCE = 1e-4  # of features, relative to the largest where that is above 1
 # ---- making a model
 
 
-def require_timm() -> Any:
-    """The package, or one sentence that says how to install it."""
-    try:
-        import timm
-    except ImportError:
-        raise UserError(
-            "The package timm is not installed. Install it: pip install 'distbranch[timm]'."
-        ) from None
-    except (RuntimeError, AttributeError) as error:  # of a torchvision for another torch
-        raise UserError(
-            f"The package timm cannot be loaded with torch {torch.__version__} ({reason_of(error)[:200]}). Install the torchvision "
-            "that belongs to this torch."
-        ) from None
-    return timm
-
-
 def make_model(backbone: Backbone, seed: int) -> nn.Module:
     """A model of timm without its classifier, with the weights that timm draws from `seed`, in eval mode.
 
     Raises:
         UserError: timm is absent, has no such model, or cannot make it for these images and arguments.
     """
-    timm = require_timm()
+    timm = require("timm", "timm", "A backbone of timm")
     name = backbone.source.removeprefix(PREFIX)
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3) or FAMILIES.split(", ")

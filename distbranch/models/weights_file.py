@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from distbranch.errors import UserError, reason_of
+from distbranch.extras import require
 from distbranch.models import timm_chain
 from distbranch.models.backbone import BLOCKS, Backbone
 from distbranch.permissions import denied
@@ -192,7 +193,7 @@ def _name_first(names: Sequence[str]) -> str:
 
 def colours(backbone: Backbone) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and deviation of every colour channel, in 0..1, that the weights of a model were trained with."""
-    config = timm_chain.require_timm().get_pretrained_cfg(
+    config = require("timm", "timm", "A backbone of timm").get_pretrained_cfg(
         backbone.source.removeprefix(timm_chain.PREFIX)
     )
     if config is None:
@@ -231,7 +232,7 @@ def _download_state(backbone: Backbone, place: str) -> dict[str, Tensor]:
     Raises:
         UserError: they do not exist or cannot be reached.
     """
-    timm = timm_chain.require_timm()
+    timm = require("timm", "timm", "A backbone of timm")
     from timm.models import load_state_dict_from_hf
 
     name = backbone.source.removeprefix(timm_chain.PREFIX)

@@ -20,6 +20,7 @@ from distbranch.branching.tree import Split
 from distbranch.errors import UserError
 from distbranch.export.onnx_graph import onnx_bytes
 from distbranch.export.torch_program import trace_network
+from distbranch.extras import require
 from distbranch.models import timm_chain
 from distbranch.models.architecture import Architecture, multiply_adds, num_parameters, num_weights
 from distbranch.models.backbone import Backbone, freeze_arguments
@@ -405,7 +406,7 @@ def test_a_torchvision_for_another_torch_is_told_in_one_sentence(
     monkeypatch.delitem(sys.modules, "timm")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UserError, match=r"nms is absent\). Install the torchvision that belongs"):
-        timm_chain.require_timm()
+        require("timm", "timm", "A backbone of timm")
 
 
 def test_the_json_of_other_backbones_is_that_of_before() -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 from distbranch.config import LaunchConfig
 from distbranch.engine.process_group import num_cores
 from distbranch.errors import UsageError, UserError, reason_of
-from distbranch.export import SUFFIXES, require
+from distbranch.export import SUFFIXES
+from distbranch.extras import require
 from distbranch.launch.on_ray.cluster import open_cluster
 from distbranch.launch.stopping import StopRequest
 
@@ -52,7 +53,7 @@ def serve_file(
             f"What is served is an .onnx file, found {file}. Write one: `distbranch export RUN --out mine.onnx`."
         )
     for package in ("onnxruntime", "starlette", "uvicorn", "python_multipart"):
-        require(package, "serve")
+        require(package, "serve", "distbranch serve")
     from distbranch.export.onnx_model import OnnxModel
 
     # Before Ray is started, which takes seconds.

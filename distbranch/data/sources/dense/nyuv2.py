@@ -23,6 +23,7 @@ from distbranch.data.sources.option_values import Names
 from distbranch.data.sources.published import GIVE_ROOT, find_first
 from distbranch.data.sources.source import Source
 from distbranch.errors import UserError, reason_of
+from distbranch.extras import require
 from distbranch.kinds.normals import encode_normals
 from distbranch.tasks import Task
 
@@ -210,12 +211,7 @@ class NyuFrames:
 
 
 def _open_hdf5(path: Path) -> Any:
-    try:
-        import h5py
-    except ImportError:
-        raise UserError(
-            f"To read {path} the package h5py is needed. Install it: pip install 'distbranch[nyu]'."
-        ) from None
+    h5py = require("h5py", "nyu", f"Reading {path}")
     if not h5py.is_hdf5(path):
         raise UserError(
             f"{path} should be a MATLAB file of version 7.3 (HDF5), and it is none. Get {FRAMES} again from its source, "

@@ -205,7 +205,8 @@ def test_the_package_that_reads_it_is_asked_for(
     write(tmp_path)
     monkeypatch.setitem(sys.modules, "h5py", None)
     with pytest.raises(
-        UserError, match=r"h5py is needed. Install it: pip install 'distbranch\[nyu\]'"
+        UserError,
+        match=r"h5py, which is not installed. Install it: pip install 'distbranch\[nyu\]'",
     ):
         open_source("nyuv2", tmp_path)
 
