@@ -38,7 +38,7 @@ from distbranch.errors import UsageError, UserError, reason_of
 from distbranch.kinds import KINDS
 from distbranch.kinds.kind import Array
 from distbranch.models.network import Network
-from distbranch.report.layers import LayerBranches, format_name, list_top_groups
+from distbranch.report.layers import format_name, list_layers, list_top_groups
 from distbranch.tasks import Task, unused_name
 
 logger = logging.getLogger("distbranch")
@@ -120,11 +120,7 @@ def answer_run(
 
 def list_groups(network: Network) -> list[list[str]]:
     """The tasks of every branch of the top layer, in the order of the report's groups."""
-    tree, names = network.architecture.tree, network.tasks.names
-    layers = []
-    for number, layer in enumerate(tree.layers, start=1):
-        branches = tuple(tuple(names[task] for task in tasks) for tasks in tree.branches(number))
-        layers.append(LayerBranches(layer, branches))
+    layers = list_layers(network.architecture.tree.describe_layers(network.tasks.names))
     return list(map(list, list_top_groups(layers)))
 
 

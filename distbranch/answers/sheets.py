@@ -37,19 +37,21 @@ class ReadImage(Protocol):
 def open_images(info: DatasetInfo, data: DataConfig) -> Iterator[ReadImage]:
     """Gives what reads single images of data sets; shards that were read from stay open until the end."""
     members = dict(zip(member_names(info), info.members, strict=True))
-    readers: dict[tuple[str, str], ShardReader] = {}
+    opened: dict[tuple[str, str], tuple[Plan, ShardReader]] = {}
     with ExitStack() as stack:
 
         def read_image(place: Any) -> Image.Image:
             member = members[place.dataset]
-            source = ShardSource.from_split(member, place.split)
-            if (place.dataset, place.split) not in readers:
+            if (place.dataset, place.split) not in opened:
+                source = ShardSource.from_split(member, place.split)
                 reader = ShardReader([source], open_cache(info, data), max_open=2)
-                readers[place.dataset, place.split] = stack.enter_context(closing(reader))
-            plan = Plan([shard.num_samples for shard in source.shards], seed=None, window=1)
+                order = Plan([shard.num_samples for shard in source.shards], seed=None, window=1)
+                opened[place.dataset, place.split] = order, stack.enter_context(closing(reader))
+            plan, reader = opened[place.dataset, place.split]
             ((shard, sample, *_),) = plan.list_places(place.position, place.position + 1)
-            opened = readers[place.dataset, place.split].open_shard(shard)
-            pixels, _ = opened.read_pixels(sample, member.tasks, info.image_size, data.decoder)
+            pixels, _ = reader.open_shard(shard).read_pixels(
+                sample, member.tasks, info.image_size, data.decoder
+            )
             return Image.fromarray(pixels)
 
         yield read_image

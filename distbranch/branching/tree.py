@@ -83,6 +83,19 @@ class Tree:
         everything = tuple(range(self.num_tasks))
         return self._branches.get(layer, (everything,))
 
+    def describe_layers(self, task_names: Sequence[str]) -> list[dict[str, Any]]:
+        """Every layer from the input up, with the tasks of its branches, for people and for JSON.
+
+        Example:
+            >>> Tree(("top",), 2).describe_layers(["shoes", "bags"])
+            [{'name': 'top', 'branches': [['shoes', 'bags']]}]
+        """
+        described = []
+        for number, layer in enumerate(self.layers, start=1):
+            branches = [[task_names[task] for task in tasks] for tasks in self.branches(number)]
+            described.append({"name": layer, "branches": branches})
+        return described
+
     def num_branches(self, layer: int) -> int:
         """The number of copies of a layer; T for the heads, layer L + 1."""
         return len(self.branches(layer))

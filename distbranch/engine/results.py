@@ -181,10 +181,7 @@ class RunFiles:
 def write_tree(directory: RunDirectory, architecture: Architecture) -> None:
     """Write tree.json."""
     tree, names = architecture.tree, [task.name for task in architecture.tasks]
-    layers = []
-    for number, layer in enumerate(tree.layers, start=1):
-        branches = [[names[task] for task in tasks] for tasks in tree.branches(number)]
-        layers.append({"name": layer, "branches": branches})
+    layers = tree.describe_layers(names)
     write_json(directory.tree, {"tree": tree.to_json(), "layers": layers, "tasks": names})
 
 

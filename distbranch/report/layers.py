@@ -30,11 +30,10 @@ class LayerBranches:
 Run = tuple[LayerBranches, ...]  # consecutive layers with the same branching, drawn as one column
 
 
-def list_layers(tree: Mapping[str, Any]) -> tuple[LayerBranches, ...]:
-    """The layers, input first, from the content of `tree.json`."""
+def list_layers(described: Iterable[Mapping[str, Any]]) -> tuple[LayerBranches, ...]:
+    """The layers, input first, as `Tree.describe_layers` and tree.json have them."""
     return tuple(
-        LayerBranches(layer["name"], tuple(map(tuple, layer["branches"])))
-        for layer in tree["layers"]
+        LayerBranches(layer["name"], tuple(map(tuple, layer["branches"]))) for layer in described
     )
 
 

@@ -118,7 +118,7 @@ def read_run(run_directory: Path | str) -> RunFiles:
         )
     tree = _read_json(directory / "tree.json")
     try:
-        layers = list_layers(tree or {"layers": []})
+        layers = list_layers(tree["layers"] if tree else [])
     except (KeyError, TypeError) as error:
         raise UserError(
             f"{directory / 'tree.json'} should list the layers with their branches, but {error} is missing or wrong."

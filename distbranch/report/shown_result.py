@@ -8,7 +8,7 @@ from distbranch.config.network import BASELINES
 from distbranch.engine.results import RunResult
 from distbranch.errors import UserError
 from distbranch.report.console import tabulate_scores
-from distbranch.report.layers import LayerBranches
+from distbranch.report.layers import list_layers
 from distbranch.report.page import VARIABLES, draw_svg
 from distbranch.report.tree_figure import draw_tree
 
@@ -27,13 +27,7 @@ class ShownResult(RunResult):
             raise UserError(
                 f"The tasks of method.name={method} share by no tree, so there is none to draw. Give a run of another method."
             )
-        layers = []
-        for number, name in enumerate(tree.layers, start=1):
-            branches = [
-                [tree.task_names[task] for task in tasks] for tasks in tree.branches(number)
-            ]
-            layers.append(LayerBranches(name, tuple(map(tuple, branches))))
-        return draw_tree(layers)
+        return draw_tree(list_layers(tree.describe_layers(tree.task_names)))
 
     def _repr_html_(self) -> str:
         """For notebooks: the name, the scores of every split, and the tree."""
