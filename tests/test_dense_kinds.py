@@ -482,3 +482,11 @@ def test_shares_of_classes_and_of_directions_are_those_of_the_picture() -> None:
     far = np.linspace(1, 3, 101, dtype=np.float32)[None]
     told = kind_of(DEPTH).describe_answer(DEPTH, kind_of(DEPTH).summarise_answer(DEPTH, far), 0.5)
     assert told == "depth: 1.02 to 2.98 m (median 2)"
+
+
+def test_a_dense_task_has_no_name_that_its_module_could_not_have() -> None:
+    with pytest.raises(
+        UserError, match="no word that torch's modules use themselves, found 'values'"
+    ):
+        Task("values", "depth")
+    assert Task("values").name == "values"

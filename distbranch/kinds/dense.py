@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from distbranch.errors import UserError
 from distbranch.kinds.kind import Answer, Array, Kind, Metrics, Summary
@@ -48,6 +48,12 @@ class DenseKind(Kind, ABC):
             raise UserError(
                 f"The name of a {task.kind} task should be of small letters, digits, - and _, for it is part of the names of files, "
                 f"found {task.name!r}."
+            )
+        # Heads are modules by the names of their tasks, beside what every module has: train, half, values, ...
+        if hasattr(nn.ModuleDict(), task.name):
+            raise UserError(
+                f"The name of a {task.kind} task should be no word that torch's modules use themselves, found {task.name!r}. Give it "
+                f"another one, such as '{task.name}-map'."
             )
 
     def find_valid(self, codes: Tensor) -> Tensor:
