@@ -11,13 +11,14 @@ import psutil
 import yaml
 from rank_server import RankServer
 from slurm_world import SlurmWorld
-from tiny_runs import config_of, lines_of
+from tiny_runs import ITERATIONS, config_of, lines_of
 from tiny_world import run_command
 
 from distbranch.engine.checkpoint import load_newest
 
 TESTS = Path(__file__).resolve().parent
-SECONDS_PER_STEP = "0.25"
+SECONDS_PER_STEP = "2"
+LOG_EVERY = 4  # of the tiny run
 PATIENCE_S = 400  # a crowded machine takes twenty times as long as a quiet one
 
 
@@ -37,7 +38,8 @@ class Person:
 
     def __init__(self, world: SlurmWorld, server: RankServer, folder: Path, data: Path) -> None:
         self.world, self.server, self.folder, self.data = world, server, folder, data
-        self.hurry = folder / "hurry"
+        self.quick_until = folder / "quick-until"
+        self.hurries_until(ITERATIONS)
         (folder / "ranks").mkdir()
         self.write("tiny")
 
@@ -54,7 +56,10 @@ class Person:
             "PYTHONPATH": os.pathsep.join(map(str, paths)),
         }
         given |= {"OMP_NUM_THREADS": "1", "TEST_SECONDS_PER_STEP": SECONDS_PER_STEP}
-        given |= {"TEST_RANKS": str(self.folder / "ranks"), "TEST_HURRY": str(self.hurry)}
+        given |= {
+            "TEST_RANKS": str(self.folder / "ranks"),
+            "TEST_QUICK_UNTIL": str(self.quick_until),
+        }
         arguments = {
             "words": words,
             "folder": str(self.folder),
@@ -63,9 +68,11 @@ class Person:
         code, out, err = self.server.call(type_command, timeout_s=240, **arguments)
         return subprocess.CompletedProcess(words, code, out, err)
 
-    def hurries(self) -> None:
-        """From now on no step of any run takes longer than it must."""
-        self.hurry.touch()
+    def hurries_until(self, step: int) -> None:
+        """No step of any run up to this one takes longer than it must; later ones take seconds, in which a test can interfere."""
+        aside = self.quick_until.with_suffix(".new")
+        aside.write_text(str(step))
+        aside.replace(self.quick_until)
 
     def submits(self, *words: str, **environment: str) -> str:
         """The number of the job."""
@@ -84,6 +91,7 @@ class Person:
         return self.folder / "runs" / name
 
     def waits_for_step(self, step: int, name: str = "tiny", *, resumed: int = 0) -> None:
+        self.hurries_until(LOG_EVERY * -(-step // LOG_EVERY))
         file = self.run_of(name) / "metrics.jsonl"
 
         def is_there() -> bool:
