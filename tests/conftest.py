@@ -18,12 +18,11 @@ from tiny_world import make_world
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_itemcollected(item: pytest.Item) -> None:
     """Tests that share a cluster stay together where several processes share the tests (`--dist loadgroup`)."""
-    for item in items:
-        if item.get_closest_marker("cluster"):
-            shared = item.path.parent if item.path.parent.name == "on_slurm" else item.path
-            item.add_marker(pytest.mark.xdist_group(shared.stem))
+    if item.get_closest_marker("cluster"):
+        shared = item.path.parent if item.path.parent.name == "on_slurm" else item.path
+        item.add_marker(pytest.mark.xdist_group(shared.stem))
 
 
 @pytest.fixture(scope="session")
