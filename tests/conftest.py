@@ -18,13 +18,6 @@ from tiny_world import make_world
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Tests that share a cluster stay together where several processes share the tests (`--dist loadgroup`)."""
-    if item.get_closest_marker("cluster"):
-        shared = item.path.parent if item.path.parent.name == "on_slurm" else item.path
-        item.add_marker(pytest.mark.xdist_group(shared.stem))
-
-
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real photographs beside the checkout; without it the test is skipped, in CI it fails."""
