@@ -6,6 +6,7 @@ A cluster start takes most of a minute on two cores, so one run goes through eve
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -76,7 +77,9 @@ def test_a_run_on_two_nodes_survives_preemption_node_failure_and_scancel_with_th
     assert person.waits_for_end(job) == "CANCELLED"
     third = stopped_at(person.log("tiny"))[-1]
     assert saved_step(run) == third > first
-    assert not left_of(slurm, job)
+    left = f"/tmp/db{job}-1"  # on the node that failed, to which the job did not come back
+    assert left_of(slurm, job) == [left]
+    shutil.rmtree(left)
     attempts = ("n1-0", "n2-0", "n1-1", "n2-1", "n1-2")
     on_two_cores = {(attempt, 2, 1) for attempt in attempts}  # launch.threads=1
     assert set(person.ranks()) == on_two_cores
