@@ -66,7 +66,8 @@ class Server:
 
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder)))
         self.url = f"http://127.0.0.1:{self.http.server_port}"
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+        serve = partial(self.http.serve_forever, poll_interval=0.01)  # a shutdown waits for it
+        threading.Thread(target=serve, daemon=True).start()
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,7 @@ def readable_only(folder: Path) -> Iterator[None]:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
+@cache
 def measure_tiny_run(folder: Path) -> int:
     """KiB that a whole run leaves on a disk; another machine lists other packages and needs other room."""
     with small_disk(folder, 4096):

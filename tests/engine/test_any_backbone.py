@@ -179,6 +179,19 @@ def test_a_policy_is_searched_for_over_a_timm_model_and_trained_with(
     assert json.loads((run / "policy.json").read_text())["policy"] == found["policy"]
 
 
+def test_a_tree_over_a_timm_model_that_was_killed_on_two_ranks_ends_with_the_same_bits(
+    tiny_data: Path, ranks: RankServer, tmp_path: Path
+) -> None:
+    tree = TIMM | {"train.iterations": 16, "launch.workers": 2}
+    whole, killed = (config_of(tiny_data, tmp_path / part, **tree) for part in ("whole", "killed"))
+    ranks.call_all(train_tiny, 2, config=whole)
+    ranks.run(train_and_die, world_size=2, config=killed, kill=("step", 12), rank=1)
+    assert not (tmp_path / "killed" / "tiny" / "result.json").exists()
+    ranks.call_all(train_tiny, 2, config=killed)
+    assert tree_of(tmp_path / "whole" / "tiny").splits
+    assert_same_content(tmp_path / "killed" / "tiny", tmp_path / "whole" / "tiny")
+
+
 def weights_of(run: Path) -> dict[str, torch.Tensor]:
     return load_file(run / "model" / "model.safetensors")
 

@@ -38,7 +38,6 @@ def train_with_trouble(config: Mapping[str, Any], trouble: str) -> dict[str, Any
     [
         ("raise", 2, "A rank is gone, says rank 0 on"),
         ("die", 2, "A rank is gone, says rank 0 on"),
-        ("sleep", 2, "did not answer for 0.05 minutes (launch.timeout_min)"),
         ("sleep", 3, "did not answer for 0.05 minutes (launch.timeout_min)"),
     ],
 )

@@ -98,21 +98,7 @@ def assert_poor_ones_were_stopped(directory: Path) -> None:
             assert float(row["latency_ms"]) > 0
 
 
-def test_a_sweep_stops_poor_trials_of_a_size_and_repeats_nothing(
-    tiny_data: Path, tmp_path: Path
-) -> None:
-    file = write_good_and_poor(tmp_path, tiny_data)
-    code, output = run_sweep(file)
-    assert code == 0, output
-    assert_poor_ones_were_stopped(tmp_path / "runs" / "tiny")
-    code, output = run_sweep(file)
-    assert code == 0
-    assert "4 trials, 4 of them done before" in output
-    assert "begun" not in output
-
-
-@pytest.mark.cluster  # for its time
-def test_trials_after_an_interruption_are_judged_by_those_before_it(
+def test_trials_after_an_interruption_are_judged_by_those_before_it_and_nothing_is_repeated(
     tiny_data: Path, tmp_path: Path
 ) -> None:
     file, directory = write_good_and_poor(tmp_path, tiny_data), tmp_path / "runs" / "tiny"
@@ -135,6 +121,11 @@ def test_trials_after_an_interruption_are_judged_by_those_before_it(
     assert finished(directory).items() >= before.items()
     assert_poor_ones_were_stopped(directory)
 
+    code, output = run_sweep(file)
+    assert code == 0
+    assert "4 trials, 4 of them done before" in output
+    assert "begun" not in output
+
 
 @pytest.mark.cluster
 def test_a_sweep_whose_driver_is_killed_goes_on_and_repeats_no_finished_trial(
@@ -145,37 +136,37 @@ def test_a_sweep_whose_driver_is_killed_goes_on_and_repeats_no_finished_trial(
         tiny_data,
         run=SHORT,
         grid={"model.width": [2, 3], "method.alpha": [0.0, 50.0]},
-        seeds=[0, 1, 2],
+        seeds=[0, 1],
         concurrency=2,
     )
     directory = tmp_path / "runs" / "tiny"
     process = start(file)
-    wait_until(lambda: len(finished(directory)) >= 6, process)
+    wait_until(lambda: len(finished(directory)) >= 3, process)
     process.kill()
     process.wait()
     before = finished(directory)
-    assert 6 <= len(before) < 12
+    assert 3 <= len(before) < 8
     times = {name: (directory / name / "metrics.jsonl").read_bytes() for name in before}
 
     code, output = run_sweep(file)
     assert code == 0, output
-    assert f"12 trials, {len(before)} of them done before" in output
+    assert f"8 trials, {len(before)} of them done before" in output
     after = finished(directory)
-    assert len(after) == 12
+    assert len(after) == 8
     assert {name: after[name] for name in before} == before
     assert {name: (directory / name / "metrics.jsonl").read_bytes() for name in before} == times
     rows = make_rows(directory)
-    assert [row["status"] for row in rows.values()] == ["finished"] * 12
-    assert "Shared beginnings of 12 trials" in output
+    assert [row["status"] for row in rows.values()] == ["finished"] * 8
+    assert "Shared beginnings of 8 trials" in output
     sweep = read_sweep(directory)
-    assert list(sweep.points["seeds"]) == [3] * 4
+    assert list(sweep.points["seeds"]) == [2] * 4
     assert (directory / "pareto.png").exists()
     assert (directory / "results.parquet").stat().st_size > 1000
     assert list((directory / "tensorboard").rglob("events.*"))
 
     for name in (
         "width2-alpha0-seed0",
-        "width3-alpha50-seed2",
+        "width3-alpha50-seed1",
     ):  # a trial is what the same run is by itself, bit for bit
         config = load_config(
             directory / name / "config.yaml", {"run.directory": str(tmp_path / "alone")}

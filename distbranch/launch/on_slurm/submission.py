@@ -325,6 +325,8 @@ def _make_setup(shared_folder: Path) -> list[str]:
         # From 22.05 on srun does not read how many cores its job has for a task; and it exports no more than sbatch --export allows.
         '[ -z "$SLURM_CPUS_PER_TASK" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK',
         "unset SLURM_EXPORT_ENV",
+        # One task per node, also after `scontrol update` gave a waiting job another number of nodes: Slurm keeps the first number.
+        "export SLURM_NTASKS=$SLURM_JOB_NUM_NODES SLURM_NPROCS=$SLURM_JOB_NUM_NODES",
         f'marker={shlex.quote(str(shared_folder))}/.seen-$SLURM_JOB_ID; touch "$marker"',
         f'srun --ntasks-per-node=1 --kill-on-bad-exit=0 sh -c {shlex.quote(look)} "$marker" || {{ rm -f "$marker"; exit 1; }}',
         'rm -f "$marker"',

@@ -11,7 +11,7 @@ import pytest
 from rank_server import Ended, RankServer
 from ray_faults import Fault, await_fault, plan_faults, start
 from ray_world import RayWorld
-from tiny_runs import ITERATIONS, assert_same_content, config_of, lines_of
+from tiny_runs import ITERATIONS, assert_same_content, config_of, lines_of, train_tiny
 
 from distbranch.data.plan import Plan
 from distbranch.data.shards import read_dataset
@@ -53,6 +53,14 @@ def steps_of(folder: Path) -> list[dict[str, Any]]:
     return read_lines(folder / "steps.jsonl")  # where the storage was full a line may be torn
 
 
+def train_one_after_the_other(
+    configs: list[dict[str, Any]], environment: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """A job: drivers in one process."""
+    os.environ.update(environment)
+    return [train_tiny(config) for config in configs]
+
+
 def test_what_can_never_run_is_refused_at_once_with_what_is_there_and_what_was_asked(
     configured: Callable[..., dict[str, Any]], world: RayWorld, ranks: RankServer, tmp_path: Path
 ) -> None:
@@ -73,15 +81,13 @@ def test_what_can_never_run_is_refused_at_once_with_what_is_there_and_what_was_a
         ),
         "a range": ({"launch.workers": [3, 5]}, ("3 to 5 worker(s)", "room for 2")),
     }
-    for name, (dotted, words) in asked.items():
-        ended = start(ranks, configured(**dotted), world.environment).result()[0]
-        assert ended.value is not None, ended.output
-        assert ended.value["end"] == "failed", name
-        assert all(word in ended.value["message"] for word in words), ended.value["message"]
+    configs = [configured(**dotted) for dotted, _ in asked.values()]
+    ends = ranks.call(train_one_after_the_other, configs=configs, environment=world.environment)
+    for (name, (dotted, words)), ended in zip(asked.items(), ends, strict=True):
+        assert ended["end"] == "failed", name
+        assert all(word in ended["message"] for word in words), ended["message"]
         waits = [
-            event
-            for event in ended.value["events"]
-            if "Waiting for nodes" in event.get("message", "")
+            event for event in ended["events"] if "Waiting for nodes" in event.get("message", "")
         ]
         assert bool(waits) == ("launch.wait_for_nodes_min" in dotted)
     assert not (tmp_path / "tiny" / "ray").exists()

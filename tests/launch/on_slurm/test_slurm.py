@@ -6,152 +6,21 @@ A cluster start takes most of a minute on two cores, so one run goes through eve
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
-import psutil
 import pytest
 import yaml
-from slurm_world import SlurmWorld, missing
-from tiny_runs import assert_same_content, config_of, lines_of
-
-from distbranch.engine.checkpoint import load_newest
+from slurm_person import PATIENCE_S, Person, left_of, saved_step, stopped_at
+from slurm_world import SlurmWorld
+from tiny_runs import ITERATIONS, assert_same_content, lines_of
 
 pytestmark = pytest.mark.cluster
-HERE = Path(__file__).resolve()
-SECONDS_PER_STEP = "0.25"
 TWO_NODES = ("--partition", "main", "--nodes", "2", "--cpus-per-node", "2", "--time", "20")
-
-
-@pytest.fixture(scope="module")
-def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmWorld]:
-    """A Slurm of two nodes."""
-    reason = missing()
-    if reason and os.environ.get("DISTBRANCH_NO_SKIP"):
-        pytest.fail(reason)
-    if reason:
-        pytest.skip(reason)
-    world = SlurmWorld(tmp_path_factory.mktemp("slurm") / "world")
-    try:
-        world.start()
-        yield world
-    finally:
-        world.stop()
-
-
-class Person:
-    """Somebody at a terminal in a folder with a config file."""
-
-    def __init__(self, world: SlurmWorld, folder: Path, data: Path) -> None:
-        self.world, self.folder, self.data = world, folder, data
-        (folder / "ranks").mkdir()
-        self.write("tiny")
-
-    def write(self, name: str, **dotted: object) -> None:
-        config = config_of(self.data, self.folder / "runs", **{"run.name": name, **dotted})
-        (self.folder / f"{name}.yaml").write_text(yaml.safe_dump(config))
-
-    def types(self, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        """`distbranch ...`, as it ends."""
-        paths = (HERE.parents[3], HERE.parents[2] / "slurm_pace")
-        given = {
-            **os.environ,
-            **self.world.environment,
-            "PYTHONPATH": os.pathsep.join(map(str, paths)),
-        }
-        given |= {"OMP_NUM_THREADS": "1", "TEST_SECONDS_PER_STEP": SECONDS_PER_STEP}
-        given |= {"TEST_RANKS": str(self.folder / "ranks"), **environment}
-        command = [sys.executable, "-m", "distbranch", *words]
-        return subprocess.run(
-            command,
-            env=given,
-            cwd=self.folder,
-            capture_output=True,
-            text=True,
-            timeout=240,
-            check=False,
-        )
-
-    def submits(self, *words: str, **environment: str) -> str:
-        """The number of the job."""
-        ended = self.types("submit", "slurm", *words, **environment)
-        found = re.search(r"Submitted job (\d+)", ended.stdout)
-        assert found, ended.stdout + ended.stderr
-        return found[1]
-
-    def ranks(self) -> list[tuple[str, int, int]]:
-        """NODE-ATTEMPT, cores and threads of every rank that has trained with TEST_RANKS."""
-        files = sorted((self.folder / "ranks").glob("*.json"))
-        told = [(file.stem.rpartition("-")[0], json.loads(file.read_text())) for file in files]
-        return [(name, about["cores"], about["threads"]) for name, about in told]
-
-    def run_of(self, name: str) -> Path:
-        return self.folder / "runs" / name
-
-    def waits_for_step(self, step: int, name: str = "tiny", *, resumed: int = 0) -> None:
-        file = self.run_of(name) / "metrics.jsonl"
-
-        def is_there() -> bool:
-            if not file.exists() or len(lines_of(file, "resumed")) < resumed:
-                return False
-            return any(line["iteration"] >= step for line in lines_of(file, "train"))
-
-        try:
-            self.world.wait_for(is_there, f"step {step} of {name}", timeout_s=150)
-        except TimeoutError as error:
-            raise AssertionError(f"{error}\n{self.log(name)}") from None
-
-    def waits_for_end(self, job: str, timeout_s: float = 150) -> str:
-        """Slurm's word for how the job ended."""
-        states = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
-        self.world.wait_for(
-            lambda: self.world.job(job)["JobState"] in states, f"job {job}", timeout_s=timeout_s
-        )
-        self.world.wait_for(
-            lambda: not self.world.run("squeue", "-h", "-j", job, check=False).strip(), f"job {job}"
-        )
-        return self.world.job(job)["JobState"]
-
-    def log(self, name: str) -> str:
-        return "\n".join(
-            file.read_text()
-            for file in sorted((self.run_of(name) / "slurm").rglob("*log*"))
-            if file.is_file()
-        )
-
-
-@pytest.fixture
-def person(slurm: SlurmWorld, tmp_path: Path, tiny_data: Path) -> Person:
-    return Person(slurm, tmp_path, tiny_data)
-
-
-def left_of(slurm: SlurmWorld, job: str) -> list[str]:
-    """Processes, folders, and files in its TMPDIR that a job has left behind on this machine."""
-    mark = f"/db{job}-"
-    processes = []
-    for process in psutil.process_iter(["cmdline"]):
-        words = " ".join(process.info["cmdline"] or ())
-        if mark in words and process.status() != psutil.STATUS_ZOMBIE:
-            processes.append(words[:200])
-    return [*processes, *map(str, Path("/tmp").glob(f"{mark[1:]}*")), *slurm.left_of(job)]
-
-
-def saved_step(run: Path) -> int:
-    checkpoint = load_newest(run / "checkpoints")
-    assert checkpoint is not None
-    return int(checkpoint.state["progress"]["iteration"])
-
-
-def stopped_at(log: str) -> list[int]:
-    """The steps at which a log says that the run stopped with everything saved."""
-    return [
-        int(step)
-        for step in re.findall(
-            r"Stopped after step (\d+) of \d+; everything is saved", " ".join(log.split())
-        )
-    ]
 
 
 def is_refused_without_the_token(run: Path) -> bool:
@@ -178,6 +47,7 @@ def test_a_run_on_two_nodes_survives_preemption_node_failure_and_scancel_with_th
     person: Person, slurm: SlurmWorld, undisturbed: Callable[[int], Path]
 ) -> None:
     run = person.run_of("tiny")
+    person.hurries_until(8)
     job = person.submits("tiny.yaml", *TWO_NODES)
     person.waits_for_step(8)
     assert is_refused_without_the_token(run)
@@ -191,25 +61,27 @@ def test_a_run_on_two_nodes_survives_preemption_node_failure_and_scancel_with_th
     assert saved_step(run) == first
     person.waits_for_step(first + 4, resumed=1)
 
-    # A node fails.
+    # A node fails, and its owner lets the job run on the one that is left.
     slurm.kill_node("n2")
     slurm.run("scontrol", "update", "nodename=n2", "state=down", "reason=power")
     slurm.wait_for(
         lambda: slurm.job(job)["Restarts"] == "2", "the requeue after the failure of a node"
     )
+    slurm.run("scontrol", "update", f"jobid={job}", "numnodes=1", "numtasks=1", "numcpus=2")
+    person.waits_for_step(first + 12, resumed=2)
     slurm.start_node("n2")
     slurm.run("scontrol", "update", "nodename=n2", "state=resume")
-    person.waits_for_step(first + 12, resumed=2)
 
     # scancel.
     slurm.run("scancel", job)
     assert person.waits_for_end(job) == "CANCELLED"
     third = stopped_at(person.log("tiny"))[-1]
     assert saved_step(run) == third > first
-    assert not left_of(slurm, job)
-    on_two_cores = {
-        (f"{node}-{attempt}", 2, 1) for node in ("n1", "n2") for attempt in range(3)
-    }  # launch.threads=1
+    left = f"/tmp/db{job}-1"  # on the node that failed, to which the job did not come back
+    assert left_of(slurm, job) == [left]
+    shutil.rmtree(left)
+    attempts = ("n1-0", "n2-0", "n1-1", "n2-1", "n1-2")
+    on_two_cores = {(attempt, 2, 1) for attempt in attempts}  # launch.threads=1
     assert set(person.ranks()) == on_two_cores
     assert "(as last logged)" in person.types("status", "runs/tiny").stdout
 
@@ -219,6 +91,7 @@ def test_a_run_on_two_nodes_survives_preemption_node_failure_and_scancel_with_th
     other = person.submits("short.yaml", "--partition", "main", "--nodes", "2", "--time", "20")
     assert person.waits_for_end(other) == "COMPLETED"
     assert (person.run_of("short") / "result.json").exists()
+    person.hurries_until(ITERATIONS)
     assert person.waits_for_end(job) == "COMPLETED", person.log("tiny")
     assert not left_of(slurm, job) + left_of(slurm, other)
     resumed = [line["iteration"] for line in lines_of(run / "metrics.jsonl", "resumed")]
@@ -229,16 +102,27 @@ def test_a_run_on_two_nodes_survives_preemption_node_failure_and_scancel_with_th
     assert "is finished already" in person.types("submit", "slurm", "tiny.yaml", *TWO_NODES).stdout
 
 
-def test_a_run_goes_on_after_its_time_limit_and_another_one_is_cancelled_by_hand(
+def shorten_time_limit(slurm: SlurmWorld, job: str) -> None:
+    """Let a job meet its limit at the next look of Slurm, which is every 30 s and warns 90 to 120 s before it."""
+    minutes = int(slurm.job(job)["RunTime"].split(":")[1])
+    slurm.run("scontrol", "update", f"jobid={job}", f"timelimit={minutes + 2}")
+
+
+def test_a_run_resumes_after_each_time_limit_and_another_one_is_cancelled_by_hand(
     person: Person, slurm: SlurmWorld, undisturbed: Callable[[int], Path]
 ) -> None:
-    options = ("--partition", "main", "--cpus-per-node", "1")
-    # Slurm looks at limits every 30 s: it warns 45 to 75 s after the start, and the 48 steps take 77.
-    limited = person.submits(
-        "tiny.yaml", *options, "--time", "2", "--signal-delay", "45", TEST_SECONDS_PER_STEP="1.6"
-    )
+    options = ("--partition", "main", "--cpus-per-node")
+    person.hurries_until(4)
+    limited = person.submits("tiny.yaml", *options, "1", "--time", "20", TEST_SECONDS_PER_STEP="3")
+
+    def restarts() -> int:
+        return int(slurm.job(limited)["Restarts"])
+
     person.write("second", **{"launch.workers": 2, "launch.threads": None, "data.workers": 1})
-    cancelled = person.submits("second.yaml", "--partition", "main", "--cpus-per-node", "2")
+    cancelled = person.submits("second.yaml", *options, "2")
+    person.waits_for_step(4)
+    shorten_time_limit(slurm, limited)
+
     person.waits_for_step(4, "second")
     ended = person.types("cancel", "runs/second")
     assert ended.returncode == 0, ended.stderr
@@ -251,8 +135,12 @@ def test_a_run_goes_on_after_its_time_limit_and_another_one_is_cancelled_by_hand
         person.types("logs", "runs/second").stdout.split()
     )
 
-    assert person.waits_for_end(limited, timeout_s=400) == "COMPLETED", person.log("tiny")
-    assert int(slurm.job(limited)["Restarts"]) >= 1
+    slurm.wait_for(lambda: restarts() >= 1, "the requeue at the limit")
+    shorten_time_limit(slurm, limited)
+    slurm.wait_for(lambda: restarts() >= 2, "the requeue at the second limit", timeout_s=200)
+    slurm.run("scontrol", "update", f"jobid={limited}", "timelimit=30")
+    person.hurries_until(ITERATIONS)
+    assert person.waits_for_end(limited) == "COMPLETED", person.log("tiny")
     stops = stopped_at(person.log("tiny"))
     resumed = [
         line["iteration"] for line in lines_of(person.run_of("tiny") / "metrics.jsonl", "resumed")
@@ -263,21 +151,6 @@ def test_a_run_goes_on_after_its_time_limit_and_another_one_is_cancelled_by_hand
     )  # on a busy machine an attempt may end before its first step, and is as if it had not been
     assert_same_content(person.run_of("tiny"), undisturbed(1))
     assert not left_of(slurm, limited) + left_of(slurm, cancelled)
-
-
-def test_a_warning_of_slurm_before_a_job_has_begun_to_train_does_not_end_it(
-    person: Person, slurm: SlurmWorld, undisturbed: Callable[[int], Path]
-) -> None:
-    job = person.submits("tiny.yaml", "--partition", "main", "--cpus-per-node", "1")
-
-    def reads_its_task() -> bool:
-        return "Loading pickle" in person.log("tiny")
-
-    slurm.wait_for(reads_its_task, "the start of the task, which still lacks every handler")
-    slurm.run("scancel", "--signal=USR2", job)
-    slurm.wait_for(lambda: slurm.job(job)["Restarts"] == "1", "the requeue")
-    assert person.waits_for_end(job) == "COMPLETED", person.log("tiny")
-    assert_same_content(person.run_of("tiny"), undisturbed(1))
 
 
 def test_a_rank_trains_on_all_cores_of_its_job_whatever_asks_for_them_and_from_wherever(
@@ -363,7 +236,9 @@ def test_gpus_count_in_whatever_way_they_are_asked_for_and_none_stays_idle(
     assert not left_of(slurm, job)
 
 
-def test_an_array_trains_every_trial_of_a_sweep_once(person: Person, slurm: SlurmWorld) -> None:
+def test_an_array_trains_every_trial_once_also_one_that_slurm_warns_before_it_has_begun_to_train(
+    person: Person, slurm: SlurmWorld
+) -> None:
     person.write("base", **{"train.iterations": 8})
     sweep = {
         "base": "base.yaml",
@@ -372,21 +247,22 @@ def test_an_array_trains_every_trial_of_a_sweep_once(person: Person, slurm: Slur
         "seeds": [0, 1],
     }
     (person.folder / "few.yaml").write_text(yaml.safe_dump(sweep))
-    command = (
-        "submit",
-        "slurm-array",
-        "few.yaml",
-        "--partition",
-        "main",
-        "--at-once",
-        "2",
-        "--time",
-        "5",
-    )
-    submitted = person.types(*command, TEST_SECONDS_PER_STEP="0")
+    options = ("--partition", "main", "--at-once", "2", "--time", "5")
+    command = ("submit", "slurm-array", "few.yaml", *options)
+    submitted = person.types(*command)
     assert "Submitted 4 of 4 trials as the array" in submitted.stdout, submitted.stderr
+    [array] = re.findall(r"as the array (\d+)", submitted.stdout)
+
+    # The task reads what it is to do, and still lacks every handler.
+    log = person.folder / "runs" / "few" / "slurm" / f"{array}_1_0_log.out"
+    slurm.wait_for(lambda: log.exists() and "Loading pickle" in log.read_text(), "the second trial")
+    # scancel of a part of an array takes long: it repeats what has been done already.
+    with suppress(subprocess.TimeoutExpired):
+        slurm.run("scancel", "--signal=USR2", f"{array}_1", timeout_s=4)
+    slurm.wait_for(lambda: slurm.job(f"{array}_1")["Restarts"] == "1", "the requeue of a trial")
+
     slurm.wait_for(
-        lambda: not slurm.run("squeue", "-h").strip(), "the end of the array", timeout_s=150
+        lambda: not slurm.run("squeue", "-h").strip(), "the end of the array", timeout_s=PATIENCE_S
     )
     results = sorted((person.folder / "runs" / "few").glob("*/result.json"))
     assert len(results) == 4
@@ -399,6 +275,19 @@ def test_an_array_trains_every_trial_of_a_sweep_once(person: Person, slurm: Slur
     [words] = re.findall(r"When all have ended, `distbranch (.+)` makes the table", again.stdout)
     assert person.types(*words.split()).returncode == 0
     assert (person.folder / "runs" / "few" / "results.csv").read_text().count("finished") == 4
+
+
+def test_a_job_that_is_held_is_not_submitted_twice_and_can_be_cancelled(
+    person: Person, slurm: SlurmWorld
+) -> None:
+    job = person.submits("tiny.yaml", "--sbatch", "begin=now+1hour")
+    slurm.run("scontrol", "hold", job)
+    assert "waiting (JobHeld" in " ".join(person.types("status", "runs/tiny").stdout.split())
+    again = person.types("submit", "slurm", "tiny.yaml")
+    assert f"job {job} already, which is waiting (JobHeld" in again.stdout
+    cancelled = person.types("cancel", "runs/tiny")
+    assert f"The job {job} had not begun; it is taken out of the queue" in cancelled.stdout
+    assert slurm.job(job)["JobState"] == "CANCELLED"
 
 
 def test_a_folder_that_one_node_does_not_see_and_a_busy_port_are_said_in_one_sentence(
