@@ -82,6 +82,7 @@ def train_roots(
         report=report,
         judge=_make_judge(sweep, metric, begun),
     )
+    queue.count_room = lambda: _count_trials_that_fit(sweep)
     if proposals is not None:
         queue.propose = lambda: group_by_prefix(proposals.propose_trials())
 
@@ -201,7 +202,7 @@ def _get_trial_id(trial: Any) -> str:
 
 
 def _count_trials_that_fit(sweep: SweepConfig) -> int:
-    """As many trials as were asked for and as fit: an inner trainer that has to wait for long gives up."""
+    """As many trials as were asked for and as fit now: an inner trainer that has to wait for long gives up."""
     launch = load_base_config(sweep).launch
     workers = max_workers(
         list_alive_nodes(), get_worker_resources(launch, gpu=bool(sweep.gpus_per_trial))

@@ -1,0 +1,87 @@
+"""How much of the differences between the settings of a sweep each key explains: Optuna's fANOVA (Hutter et al., ICML 2014).
+
+A forest is fitted to the finished settings, and the variance of what it predicts is divided among the keys. It is a statement about
+the ranges that were searched and not about the keys by themselves.
+"""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pandas
+
+from distbranch.config.sweep import Range
+from distbranch.engine.run_directory import write_json
+from distbranch.report.sweep_files import SweepFiles
+from distbranch.sweep.proposals import make_distribution
+
+FEWEST_SETTINGS = 8  # a forest over fewer tells keys apart by chance
+
+
+def write_importances(sweep: SweepFiles, file: Path) -> None:
+    """Write {`metric` or `cost` of the sweep: {key: its share}}, largest first, for the page of the sweep.
+
+    Nothing where Optuna is not installed, fewer than two keys take several values, or fewer than 8 settings have finished.
+    """
+    if find_spec("optuna") is None:
+        return
+    importances = measure_importances(sweep)
+    if importances:
+        write_json(file, importances)
+
+
+def measure_importances(sweep: SweepFiles) -> dict[str, dict[str, float]]:
+    """The shares of all keys, which sum to 1, in the metric on val and in the cost that the search weighed it against."""
+    points = sweep.points[sweep.points["is_complete"]]
+    keys = [key for key in sweep.keys if points[key].nunique() > 1]
+    if len(points) < FEWEST_SETTINGS or len(keys) < 2:
+        return {}
+    columns = {sweep.metric: f"val_{sweep.metric}"}
+    if sweep.config.get("cost"):
+        columns[sweep.config["cost"]] = sweep.config["cost"]
+    shares = {}
+    for name, column in columns.items():
+        if points[column].nunique() > 1:  # else there is nothing to divide
+            known = points.dropna(subset=column)
+            shares[name] = _divide_variance(sweep, known, keys, column)
+    return shares
+
+
+def _divide_variance(
+    sweep: SweepFiles, points: pandas.DataFrame, keys: list[str], column: str
+) -> dict[str, float]:
+    import optuna
+    from optuna.importance import FanovaImportanceEvaluator, get_param_importances
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    space = {key: _find_range(sweep, points, key) for key in keys}
+    params: dict[str, list[Any]] = {}
+    for key, span in space.items():
+        params[key] = list(points[key])
+        if span.choices is None:
+            params[key] = [int(float(text)) if span.whole else float(text) for text in points[key]]
+    distributions = {}
+    for key, span in space.items():
+        distributions[key] = optuna.distributions.CategoricalDistribution(span.choices)
+        if span.choices is None:
+            distributions[key] = make_distribution(span, optuna.distributions)
+
+    study = optuna.create_study()
+    for number, value in enumerate(points[column]):
+        trial = optuna.trial.create_trial(
+            value=float(value),
+            params={key: values[number] for key, values in params.items()},
+            distributions=distributions,
+        )
+        study.add_trial(trial)
+    # A seed, so that the same table gives the same shares.
+    shares = get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0))
+    return {key: float(share) for key, share in shares.items()}
+
+
+def _find_range(sweep: SweepFiles, points: pandas.DataFrame, key: str) -> Range:
+    """That of `space`, else the values that there are, as text."""
+    span = sweep.config.get("space", {}).get(key, {})
+    if span.get("low") is not None:
+        return Range.model_validate(span)
+    return Range(choices=tuple(points[key].unique()))
