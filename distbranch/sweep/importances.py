@@ -4,16 +4,15 @@ A forest is fitted to the finished settings, and the variance of what it predict
 the ranges that were searched and not about the keys by themselves.
 """
 
+import math
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pandas
 
-from distbranch.config.sweep import Range
 from distbranch.engine.run_directory import write_json
 from distbranch.report.sweep_files import SweepFiles
-from distbranch.sweep.proposals import make_distribution
 
 FEWEST_SETTINGS = 8  # a forest over fewer tells keys apart by chance
 
@@ -54,17 +53,19 @@ def _divide_variance(
     from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    space = {key: _find_range(sweep, points, key) for key in keys}
+    kinds = optuna.distributions
     params: dict[str, list[Any]] = {}
-    for key, span in space.items():
-        params[key] = list(points[key])
-        if span.choices is None:
-            params[key] = [int(float(text)) if span.whole else float(text) for text in points[key]]
-    distributions = {}
-    for key, span in space.items():
-        distributions[key] = optuna.distributions.CategoricalDistribution(span.choices)
-        if span.choices is None:
-            distributions[key] = make_distribution(span, optuna.distributions)
+    distributions: dict[str, Any] = {}
+    for key in keys:
+        span = sweep.config.get("space", {}).get(key, {})
+        if span.get("low") is None:
+            params[key] = list(points[key])
+            distributions[key] = kinds.CategoricalDistribution(list(points[key].unique()))
+            continue
+        # fANOVA weighs a range evenly, so it is given the scale on which the values were drawn.
+        scale = math.log if span["log"] else float
+        params[key] = [scale(float(text)) for text in points[key]]
+        distributions[key] = kinds.FloatDistribution(scale(span["low"]), scale(span["high"]))
 
     study = optuna.create_study()
     for number, value in enumerate(points[column]):
@@ -77,11 +78,3 @@ def _divide_variance(
     # A seed, so that the same table gives the same shares.
     shares = get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0))
     return {key: float(share) for key, share in shares.items()}
-
-
-def _find_range(sweep: SweepFiles, points: pandas.DataFrame, key: str) -> Range:
-    """That of `space`, else the values that there are, as text."""
-    span = sweep.config.get("space", {}).get(key, {})
-    if span.get("low") is not None:
-        return Range.model_validate(span)
-    return Range(choices=tuple(points[key].unique()))

@@ -54,7 +54,7 @@ class OptunaSearch:
         self.directory = directory
         self.num_wanted = sweep.num_trials or 0
         self.space = {
-            key: make_distribution(span, optuna.distributions) for key, span in sweep.space.items()
+            key: _make_distribution(span, optuna.distributions) for key, span in sweep.space.items()
         }
         is_error = list_metrics()[sweep.metric].lower_is_better
         self.objectives = {sweep.metric: "minimize" if is_error else "maximize"}
@@ -229,8 +229,7 @@ def _read_cost(config: Config, cost: str) -> float:
     return float(result.summary.get(cost, result.summary["weights"]))
 
 
-def make_distribution(span: Range, kinds: Any) -> Any:
-    """The values of a key as Optuna has them; `kinds` is `optuna.distributions`."""
+def _make_distribution(span: Range, kinds: Any) -> Any:
     if span.choices is not None:
         # By number, for a choice may be a list, which Optuna refuses.
         return kinds.CategoricalDistribution(list(range(len(span.choices))))
