@@ -14,7 +14,7 @@ import pandas
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.metrics import list_metrics
@@ -37,6 +37,7 @@ Curve = tuple[tuple[int, float], ...]  # (step, value) of every evaluation
 STOPPED_EARLY, FAILED = "stopped early", "failed"
 WIDTH = 11.6  # inches: that of the page
 PANELS_PER_ROW = 4
+FEW_DECADES = 100  # between the ends of a logarithmic axis that needs more marks than powers of ten
 MOST_LINES = (
     150  # as paths of an SVG; more are pixels, for a page of thousands of lines is slow to scroll
 )
@@ -158,7 +159,7 @@ def draw_keys(sweep: SweepFiles) -> Figure | None:
         return None
     num_columns = min(PANELS_PER_ROW, len(keys))
     num_rows = math.ceil(len(keys) / num_columns)
-    figure = make_figure(WIDTH / PANELS_PER_ROW * num_columns, 2.7 * num_rows + 0.5)
+    figure = make_figure(WIDTH / max(3, num_columns) * num_columns, 2.7 * num_rows + 0.5)
     panels = figure.subplots(num_rows, num_columns, sharey=True, squeeze=False)
     early = _gather_early_ends(sweep)
     best = _choose_highlighted(sweep, points)
@@ -167,6 +168,9 @@ def draw_keys(sweep: SweepFiles) -> Figure | None:
         if spans[key].get("log"):
             axes.set_xscale("log")
             # Without powers, for texts are no mathematics here.
+            low, high = axes.get_xlim()
+            if high < FEW_DECADES * low:
+                axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.xaxis.set_major_formatter("{x:g}")
             axes.xaxis.set_minor_formatter(NullFormatter())
         elif spans[key].get("int"):

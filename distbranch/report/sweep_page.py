@@ -195,6 +195,8 @@ def draw_pareto(sweep: SweepFiles) -> Figure:
         if cost == LATENCY and ties:
             _mark_ties(axes, _make_spots(sweep, points.loc[ties]), _choose_scale(sweep))
         set_cost_axis(axes, sweep.costs[cost])
+        if cost == LATENCY:
+            axes.xaxis.set_major_formatter("{x:g}")  # 0.8 ms and not 800 m
     set_value_label(panels[0], sweep.metric, sweep.shown_split)
     found = [axes.get_legend_handles_labels() for axes in panels]
     entries = {
