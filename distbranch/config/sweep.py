@@ -30,6 +30,8 @@ from distbranch.errors import UsageError
 VARIANT = "variant"  # beside the dotted keys: which variant a trial is of
 # The means over tasks that experiments compare, in the order of every table and legend: of all more is better.
 SHARES = ("accuracy", "balanced_accuracy", "average_precision", "top10_recall", "top3", "top5")
+# What a network costs, as a search can weigh it against the metric: of all less is better.
+SearchedCost = Literal["weights", "folded_weights", "multiply_adds", "latency_ms"]
 # The sweep says these of every trial itself.
 KEYS_OF_THE_SWEEP = {
     "run.name": "every trial gets its own name",
@@ -163,6 +165,12 @@ class SweepConfig(Section):
     space: dict[str, Range] = Field(
         {}, description="With random and optuna: dotted key: {low, high, log, int} or {choices}."
     )
+    cost: SearchedCost | None = Field(
+        None,
+        description="With optuna: a second objective beside `metric`, so that the search follows their Pareto front. weights | "
+        "folded_weights (differences of branches folded in, as `export` writes them) | multiply_adds | latency_ms; the metric alone "
+        "if empty.",
+    )
     num_trials: int | None = Field(
         None, ge=1, description="With random and optuna: settings (times seeds) in all."
     )
@@ -213,6 +221,11 @@ class SweepConfig(Section):
                 "`space` should name at least one key, such as optim.lr: {low: 1e-4, high: 1e-2, log: true}",
             )
             _ensure(self.num_trials is not None, f"search: {self.search} needs `num_trials`")
+        # The page of every sweep shows all costs: asked for here it would be without effect.
+        _ensure(
+            self.cost is None or self.search == "optuna",
+            f"`cost` guides search: optuna, found search: {self.search}; leave it out, for the page shows all costs",
+        )
         return self
 
     @model_validator(mode="after")

@@ -382,8 +382,8 @@ def describe_means(means: Mapping[str, float | None]) -> dict[str, str]:
 def make_front_table(directory: Path) -> Table:
     """The settings on the Pareto front of any cost, chosen on val, cheapest first."""
     from distbranch.report.sweep_files import (
-        COSTS,
         FRONT,
+        TIED,
         read_sweep,
         tabulate_points,
     )
@@ -391,11 +391,14 @@ def make_front_table(directory: Path) -> Table:
     sweep = read_sweep(directory)
     points = sweep.points
     # no deviations of the costs: names need the room
-    cells = tabulate_points(sweep, points.drop(columns=[f"{cost}_sd" for cost in COSTS]))
-    is_best = cells.apply(lambda row: row.str.contains(FRONT).any(), axis="columns")
+    cells = tabulate_points(sweep, points.drop(columns=[f"{cost}_sd" for cost in sweep.costs]))
+    marks = f"{FRONT}|{TIED}"
+    is_best = cells.apply(lambda row: row.str.contains(marks).any(), axis="columns")
     shown = points[is_best].sort_values("multiply_adds").head(MOST_SETTINGS).index
     cells = cells.loc[shown].drop(columns="no.").map(lambda text: text.replace(" ", ""))
     title = f"Pareto fronts ({FRONT}), chosen on val: mean {describe_metric(sweep.metric)}"
+    if cells.apply(lambda row: row.str.contains(TIED).any(), axis="columns").any():
+        title += f"; {TIED} a better one may be as fast"
     return render_rich(cells, title, num_names=len(sweep.keys))
 
 

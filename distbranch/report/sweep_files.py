@@ -21,8 +21,13 @@ COSTS = {
     "multiply_adds": "Multiply-adds per image",
     "latency_ms": "Latency of one image, ms",
 }
+# Two more, that a search may weigh against the metric; elsewhere a page has panels enough without them.
+SEARCHED_COSTS = {"weights": "Weights", "folded_weights": "Weights, folded"}
+LATENCY = "latency_ms"
+INTERVAL = ("latency_low_ms", "latency_high_ms")  # that holds the true median 96 times of 100
 FINISHED = "finished"
 FRONT = "●"  # the mark of a point on a front
+TIED = "○"  # of one that is on the front of latency, but perhaps only because measuring is noisy
 # what the page cannot do without; all other columns depend on the sweep
 NEEDED = ("reason", "seed", "status", "trial")
 
@@ -83,12 +88,43 @@ class SweepFiles:
         # Copied into one piece here and above, for pandas warns of hundreds of columns in as many.
         return points.copy().reset_index()
 
+    @property
+    def costs(self) -> dict[str, str]:
+        """The costs that are shown, with their titles: what the search weighed against the metric comes first."""
+        titles = {**COSTS, **SEARCHED_COSTS}
+        searched = self.config.get("cost")
+        shown = dict.fromkeys([*filter(None, [searched]), *COSTS])
+        return {cost: titles[cost] for cost in shown}
+
     def find_fronts(self, points: pandas.DataFrame) -> dict[str, list[int]]:
         """The numbers of the points on the front of every cost, chosen on val."""
         value = f"val_{self.metric}"
+        signed = self._make_more_better(points)
+        return {cost: find_pareto_front(signed, cost, value) for cost in self.costs}
+
+    def find_ties(self, points: pandas.DataFrame) -> list[int]:
+        """The numbers of the points on the front of latency that a better one may be as fast as, by what was measured."""
+        value = f"val_{self.metric}"
+        signed = self._make_more_better(points)
+        front = signed.loc[find_pareto_front(signed, LATENCY, value)]
+        low, high = INTERVAL
+        # Whoever is better and not on the front is as slow as one of the front that is better, or slower.
+        return [
+            int(number)
+            for number, point in front.iterrows()
+            if (front[low][front[value] > point[value]] <= point[high]).any()
+        ]
+
+    def find_best(self, points: pandas.DataFrame) -> int | None:
+        """The number of the best point on val; None if none is complete."""
+        known = self._make_more_better(points[points["is_complete"]])[f"val_{self.metric}"]
+        return None if known.empty else int(known.idxmax())
+
+    def _make_more_better(self, points: pandas.DataFrame) -> pandas.DataFrame:
+        value = f"val_{self.metric}"
         if list_metrics()[self.metric].lower_is_better:
-            points = points.assign(**{value: -points[value]})
-        return {cost: find_pareto_front(points, cost, value) for cost in COSTS}
+            return points.assign(**{value: -points[value]})
+        return points
 
 
 def is_sweep(directory: Path) -> bool:
@@ -125,6 +161,8 @@ def read_sweep(directory: Path | str) -> SweepFiles:
     # a metric or a cost that the sweep did not write has no value
     for column in (
         *COSTS,
+        *SEARCHED_COSTS,
+        *INTERVAL,
         f"val_{config['metric']}",
         f"test_{config['metric']}",
         "seconds",
@@ -160,6 +198,7 @@ def find_pareto_front(points: pandas.DataFrame, cost: str, value: str) -> list[i
 def tabulate_points(sweep: SweepFiles, points: pandas.DataFrame) -> pandas.DataFrame:
     """The points as text, each cost on whose front they are with a mark."""
     fronts = sweep.find_fronts(points)
+    ties = sweep.find_ties(points)
     cells = pandas.DataFrame({"no.": (points.index + 1).astype(str)})
     for key in sweep.keys:
         cells[key] = points[key].map(format_setting)
@@ -171,7 +210,8 @@ def tabulate_points(sweep: SweepFiles, points: pandas.DataFrame) -> pandas.DataF
     for cost, front in fronts.items():
         texts = format_column(points, cost)
         for number in front:
-            texts[number] = f"{FRONT} {texts[number]}"
+            mark = TIED if cost == LATENCY and number in ties else FRONT
+            texts[number] = f"{mark} {texts[number]}"
         # latency is known only where it was measured
         if points[cost].notna().any():
             cells[SIZES[cost]] = texts

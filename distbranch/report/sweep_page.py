@@ -1,10 +1,13 @@
 """The report of a sweep: one HTML page that needs nothing else, and its figure as PNG beside it.
 
-The figure shows the Pareto fronts: quality against parameters, multiply-adds and latency, with error bars over seeds.
+The first figure shows the Pareto fronts: quality against parameters, multiply-adds and latency, with error bars over seeds. Others
+(sweep_figures.py) show how the trials came there and what the searched keys did.
 """
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas
 from markupsafe import Markup
@@ -33,9 +36,13 @@ from distbranch.report.figure_style import (
     set_cost_axis,
 )
 from distbranch.report.page import draw_svg, render_template, write_page
+from distbranch.report.sweep_figures import draw_curves, draw_importances, draw_keys
 from distbranch.report.sweep_files import (
-    COSTS,
     FINISHED,
+    FRONT,
+    INTERVAL,
+    LATENCY,
+    TIED,
     SweepFiles,
     format_setting,
     read_sweep,
@@ -44,27 +51,55 @@ from distbranch.report.sweep_files import (
 )
 
 MOST_COLOURS = 10  # as many hues are told apart; more values of a key have none
+# Of the other figures, in the order of the page: what each shows, and what its reader should know.
+HEADINGS = {
+    "curves": (
+        "How every trial came there",
+        "The metric on val at every evaluation. A cross: ended there, stopped early or failed.",
+    ),
+    "keys": (
+        "What the searched keys did",
+        "A point per setting, the mean over its seeds on val; the axis is logarithmic where the values were drawn so. What looks like "
+        "a trend may be that of another key: the search tries what it takes for good more often.",
+    ),
+    "importances": (
+        "Which key mattered",
+        "The share of each key in the variance that a forest explains over all finished settings (fANOVA), in the ranges that were "
+        "searched.",
+    ),
+}
 LINK = Markup('<a href="{}">{}</a>')
 
 
 def report_sweep(run_directory: Path | str, out: Path | str | None = None) -> Path:
-    """Write the page (by default SWEEP/report.html) and pareto.png beside it; returns the page's path.
+    """Write the page (by default SWEEP/report.html), pareto.png and report/*.png beside it; returns the page's path.
 
     Raises:
         UserError: no results yet, or a place that cannot be written.
     """
     sweep = read_sweep(run_directory)
     page = Path(out) if out is not None else sweep.directory / "report.html"
-    figure = draw_pareto(sweep)
-    write_page(
-        page,
-        {page.parent / "pareto.png": figure},
-        lambda: _render_sweep(sweep, figure, page.parent),
-    )
+    pareto = draw_pareto(sweep)
+    others = _draw_others(sweep)
+    files = {page.parent / "pareto.png": pareto}
+    files |= {page.parent / "report" / f"{name}.png": figure for name, figure in others.items()}
+    write_page(page, files, lambda: _render_sweep(sweep, pareto, others, page.parent))
     return page
 
 
-def _render_sweep(sweep: SweepFiles, figure: Figure, folder: Path) -> str:
+def _draw_others(sweep: SweepFiles) -> dict[str, Figure]:
+    """The figures that not every sweep has, by name: without a search no keys, without evaluations no curves."""
+    drawn = {
+        "curves": draw_curves(sweep),
+        "keys": draw_keys(sweep),
+        "importances": draw_importances(sweep),
+    }
+    return {name: figure for name, figure in drawn.items() if figure is not None}
+
+
+def _render_sweep(
+    sweep: SweepFiles, figure: Figure, others: Mapping[str, Figure], folder: Path
+) -> str:
     ended = sweep.rows[sweep.rows["status"] != FINISHED]
     return render_template(
         "sweep.html",
@@ -73,6 +108,10 @@ def _render_sweep(sweep: SweepFiles, figure: Figure, folder: Path) -> str:
         sweep=sweep,
         seconds=_measure_seconds(sweep),
         figure=draw_svg(figure, "Pareto fronts"),
+        others={name: draw_svg(other, HEADINGS[name][0]) for name, other in others.items()},
+        headings=HEADINGS,
+        marks={"front": FRONT, "tied": TIED},
+        has_interval=bool(sweep.rows[INTERVAL[0]].notna().any()),
         metric=list_metrics()[sweep.metric].title,
         points=tabulate_points(sweep, sweep.points),
         ended=ended[["trial", "status", "reason"]],
@@ -124,7 +163,8 @@ def draw_pareto(sweep: SweepFiles) -> Figure:
     points = sweep.points
     fronts = sweep.find_fronts(points)
     # latency is known only where it was measured
-    costs = [cost for cost in COSTS if points[cost].notna().any()]
+    costs = [cost for cost in sweep.costs if points[cost].notna().any()]
+    ties = sweep.find_ties(points)
     figure = make_figure(3.85 * max(len(costs), 1) + 0.6, 4.5)
     if not costs:
         figure.suptitle("No trial has finished yet.")
@@ -136,7 +176,7 @@ def draw_pareto(sweep: SweepFiles) -> Figure:
         _draw_points(axes, sweep, points, cost)
         front = _make_spots(sweep, points.loc[fronts[cost]])
         # a ring around its point
-        ring = {
+        ring: dict[str, Any] = {
             "markersize": 8.5,
             "markerfacecolor": "none",
             "markeredgecolor": INK,
@@ -152,11 +192,32 @@ def draw_pareto(sweep: SweepFiles) -> Figure:
             label=f"Pareto front, chosen on val{beside}",
             **ring,
         )
-        set_cost_axis(axes, COSTS[cost])
+        if cost == LATENCY and ties:
+            _mark_ties(axes, _make_spots(sweep, points.loc[ties]), _choose_scale(sweep))
+        set_cost_axis(axes, sweep.costs[cost])
+        if cost == LATENCY:
+            axes.xaxis.set_major_formatter("{x:g}")  # 0.8 ms and not 800 m
     set_value_label(panels[0], sweep.metric, sweep.shown_split)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=6)
+    found = [axes.get_legend_handles_labels() for axes in panels]
+    entries = {
+        label: handle
+        for handles, labels in found
+        for handle, label in zip(handles, labels, strict=True)
+    }
+    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=6)
     settle_names(figure)
     return figure
+
+
+def _mark_ties(axes: Axes, spots: Sequence[Spot], scale: float) -> None:
+    """A hole in the point, as their mark in the table has one."""
+    bare = [
+        Spot(spot.name, {LATENCY: (spot.costs[LATENCY][0], None)}, (spot.value[0], None))
+        for spot in spots
+    ]
+    hole: dict[str, Any] = {"markersize": 3, "markerfacecolor": PAPER, "zorder": 5}
+    label = "on the front, but a better one may be as fast"
+    draw_spots(axes, bare, LATENCY, MUTED, scale=scale, label=label, **hole)
 
 
 def _draw_points(axes: Axes, sweep: SweepFiles, points: pandas.DataFrame, cost: str) -> None:
@@ -188,7 +249,10 @@ def _make_spots(sweep: SweepFiles, points: pandas.DataFrame) -> list[Spot]:
         # two values beside every point would cover others
         if len(keys) == 1:
             name = format_setting(point[keys[0]])
-        costs = {cost: (point[cost], point[f"{cost}_sd"]) for cost in COSTS}
+        costs = {cost: (point[cost], point[f"{cost}_sd"]) for cost in sweep.costs}
+        low, high = (point[bound] for bound in INTERVAL)
+        if high == high:  # measured with an interval, which is what its bar shows
+            costs[LATENCY] = (point[LATENCY], max(high - point[LATENCY], point[LATENCY] - low))
         spots.append(Spot(name, costs, (point[value], point[f"{value}_sd"])))
     return spots
 

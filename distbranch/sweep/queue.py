@@ -5,6 +5,7 @@ family at the beginning. When a family forks, more families of its root become r
 """
 
 import math
+import time
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from distbranch.launch.ray_folder import explain_full_folder
 from distbranch.sweep.plan import Trials
 from distbranch.sweep.trial_status import FAILED, STOPPED_EARLY, UNFINISHED, SweepDirectory
 
+SECONDS_BETWEEN_COUNTS = 2.0  # of nodes: a millisecond of the cluster's head each time
 Family = Trials  # its leader first
 Judge = Callable[[Config, int, float], bool]
 
@@ -38,6 +40,7 @@ class FamilyQueue(Searcher):  # type: ignore[misc]
         report: told when a trial begins and how it ends.
         judge: whether a trial trains on after so many steps with such a value (early stopping).
         propose: asked for more roots when there is room for them; none when there will be no more.
+        count_room: asked for another concurrency every few seconds, for nodes come and go; it stays as it was if None.
     """
 
     roots: list[Family]
@@ -47,6 +50,7 @@ class FamilyQueue(Searcher):  # type: ignore[misc]
     report: Report = field(kw_only=True)
     judge: Judge = lambda *_: True
     propose: Callable[[], Sequence[Family]] = lambda: ()
+    count_room: Callable[[], int] | None = None
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -54,6 +58,7 @@ class FamilyQueue(Searcher):  # type: ignore[misc]
         self.waiting: list[tuple[Family, Family]] = []  # (family, root)
         self.running: dict[str, tuple[Family, Family]] = {}
         self.closed = False
+        self._counted_at = time.monotonic()
         self._ended = set[
             str
         ]()  # in this session: a failed one is tried again by the next command, not by this one
@@ -62,6 +67,7 @@ class FamilyQueue(Searcher):  # type: ignore[misc]
 
     def suggest(self, trial_id: str) -> Any:
         """The next family as Tune's configuration; None for `ask again`."""
+        self._follow_cluster()
         if len(self.running) >= self.concurrency:
             return None
         while not self.waiting and not self.closed:
@@ -112,6 +118,13 @@ class FamilyQueue(Searcher):  # type: ignore[misc]
         return {}
 
     # ---- what follows from it
+
+    def _follow_cluster(self) -> None:
+        """Count again what fits: a node that joined is used at once, and nothing waits for one that was lost."""
+        if self.count_room is None or time.monotonic() - self._counted_at < SECONDS_BETWEEN_COUNTS:
+            return
+        self.concurrency = self.count_room()
+        self._counted_at = time.monotonic()
 
     def settle_family(self, trial_id: str, failure: str | None) -> None:
         """Tell how the trials ended that were still together, then look for what else has become ready."""

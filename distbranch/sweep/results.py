@@ -1,40 +1,28 @@
-"""The results of a sweep as one table: a row per trial, whatever became of it, with the latency of every finished network.
+"""The results of a sweep as one table: a row per trial, whatever became of it, with the latency of every finished network."""
 
-Latency is how long one image takes as the network would serve: batch norm folded, one thread, all networks in one process. By
-turns, so that whatever else the machine does falls on all networks alike. Networks of the same architecture are measured once.
-"""
-
-import hashlib
 import json
-import logging
-import platform
-import statistics
-from collections.abc import Callable, Sequence
-from importlib.util import find_spec
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas
-import torch
 
 from distbranch.config import Config
 from distbranch.config.sweep import SHARES, VARIANT, SweepConfig
-from distbranch.engine.artifact import load_model
 from distbranch.engine.results import read_result
-from distbranch.engine.run_directory import RunDirectory, read_lines, write_json
+from distbranch.engine.run_directory import RunDirectory, read_lines
 from distbranch.metrics import list_means
-from distbranch.models.units import fold_norms
 from distbranch.report.sweep_files import read_sweep
 from distbranch.report.sweep_page import report_sweep
 from distbranch.report.tensorboard import log_hparams
+from distbranch.sweep.importances import write_importances
+from distbranch.sweep.latencies import measure_latencies
 from distbranch.sweep.plan import get_config_value, group_trials_by_variant
 from distbranch.sweep.trial_status import FINISHED, SweepDirectory
 
 Row = dict[str, Any]
-# A median of 15 does not see a machine that is busy for a third of the time; three calls even out what a clock cannot resolve.
-NUM_TURNS = 15
-CALLS_PER_TURN = 3
 SIZES = ("weights", "parameters", "multiply_adds", "num_groups_top", "iterations", "seconds")
+LATENCIES = ("latency_ms", "latency_low_ms", "latency_high_ms")  # of one image, and its interval
 
 
 def make_rows(sweep: SweepConfig, trials: Sequence[Config], directory: SweepDirectory) -> list[Row]:
@@ -64,7 +52,10 @@ def make_rows(sweep: SweepConfig, trials: Sequence[Config], directory: SweepDire
             means = summary.get("metrics", {}).get(split, {}).get("mean", {})
             row |= {f"{split}_{metric}": means.get(metric) for metric in list_means()}
         row |= {key: summary.get(key) for key in SIZES}
-        rows.append({**row, "latency_ms": None, "directory": str(config.run_directory)})
+        # As `export` writes them; only branches that store differences have fewer weights than that.
+        row["folded_weights"] = summary.get("folded_weights", row["weights"])
+        row |= dict.fromkeys(LATENCIES)
+        rows.append({**row, "directory": str(config.run_directory)})
     return rows
 
 
@@ -86,7 +77,9 @@ def write_results(rows: Sequence[Row], directory: SweepDirectory) -> None:
     if finished:
         latencies = measure_latencies(list(finished), directory.latency)
         for path, row in finished.items():
-            row["latency_ms"] = latencies[path]
+            latency = latencies[path]
+            numbers = (latency.median_ms, latency.low_ms, latency.high_ms)
+            row |= dict(zip(LATENCIES, numbers, strict=True))
     if not rows:  # Optuna before its first proposal
         return
     table = pandas.DataFrame(rows).map(_format_cell)
@@ -99,74 +92,11 @@ def write_results(rows: Sequence[Row], directory: SweepDirectory) -> None:
         aside = path.with_name(f".{path.name}")
         write(aside, index=False)
         aside.replace(path)
-    log_hparams(read_sweep(directory.path), directory.tensorboard)
+    written = read_sweep(directory.path)
+    log_hparams(written, directory.tensorboard)
+    write_importances(written, directory.importances)
     report_sweep(directory.path)
 
 
 def _format_cell(value: Any) -> Any:
     return json.dumps(value) if isinstance(value, list | tuple | dict) else value
-
-
-def measure_latencies(runs: Sequence[Path], record: Path) -> dict[Path, float]:
-    """Milliseconds per image (batch 1, folded, one CPU thread) of the network of each finished run: medians.
-
-    In ONNX Runtime where it is installed, else in torch; the record says which.
-
-    Args:
-        runs: run directories with a model.
-        record: a JSON file of earlier measurements; if a network is not in it, all are measured anew, for only then are they
-            comparable.
-    """
-    keys = {run: _hash_architecture(run) for run in runs}
-    about = {"host": platform.node(), "runtime": _find_runtime(), "threads": 1, "turns": NUM_TURNS}
-    known = json.loads(record.read_text()) if record.exists() else {}
-    latencies = known.pop("latency_ms", {})
-    if known != about or not latencies.keys() >= set(keys.values()):
-        latencies = _measure_by_turns({key: run for run, key in keys.items()})
-        write_json(record, {**about, "latency_ms": latencies})
-    return {run: latencies[key] for run, key in keys.items()}
-
-
-def _find_runtime() -> str:
-    return "ONNX Runtime" if find_spec("onnxscript") and find_spec("onnxruntime") else "torch"
-
-
-def _hash_architecture(run: Path) -> str:
-    architecture = json.loads((run / "model" / "model.json").read_text())["architecture"]
-    return hashlib.sha256(json.dumps(architecture, sort_keys=True).encode()).hexdigest()[:16]
-
-
-@torch.inference_mode()
-def _measure_by_turns(runs: dict[str, Path]) -> dict[str, float]:
-    # It brings what builds extensions, which takes a second, and warns where there is a compiler for GPUs and no GPU.
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    from torch.utils.benchmark import Timer
-
-    # A timer calls twice before it counts: that fetches the weights that the network before has pushed out of the cache.
-    timers = {
-        key: Timer("answer()", globals={"answer": _make_call(run)}, num_threads=1)
-        for key, run in runs.items()
-    }
-    seconds: dict[str, list[float]] = {key: [] for key in runs}
-    for _ in range(NUM_TURNS):
-        for key, timer in timers.items():
-            seconds[key].append(timer.timeit(CALLS_PER_TURN).mean)
-    return {key: 1000 * statistics.median(times) for key, times in seconds.items()}
-
-
-def _make_call(run: Path) -> Callable[[], Any]:
-    """The call that takes one image through the network of a run."""
-    network, preprocessing = load_model(run)
-    generator = torch.Generator().manual_seed(0)
-    image = torch.randint(
-        0, 256, (1, 3, *preprocessing.image_size), dtype=torch.uint8, generator=generator
-    )
-    if _find_runtime() == "torch":
-        folded = fold_norms(network)
-        return lambda: folded(image)
-    from distbranch.export.onnx_graph import onnx_bytes
-    from distbranch.export.onnx_model import open_session
-
-    session = open_session(onnx_bytes(network, {}, input_type="uint8"), num_threads=1)
-    feed = {session.get_inputs()[0].name: image.numpy()}
-    return lambda: session.run(None, feed)

@@ -94,6 +94,8 @@ def run_sweep(sweep: SweepConfig, report: Report) -> list[Row]:
         try:
             _train_open(sweep, trials, turns, directory, report, proposals)
         finally:
+            if proposals is not None:
+                proposals.write_journal()
             rows = make_rows(sweep, trials, directory)
             write_results(rows, directory)
         saving = describe_saving(trials)
@@ -332,6 +334,8 @@ def describe_plan(sweep: SweepConfig) -> list[tuple[str, str]]:
     directory = SweepDirectory(sweep.path, sweep.trial_path)
     turns = _check_plan(sweep, directory)
     trials = f"{count_searched_trials(sweep)}, chosen by Optuna as results come"
+    if sweep.cost is not None:
+        trials += f", by {sweep.metric} and {sweep.cost}"
     if sweep.search != "optuna":
         statuses = directory.read_statuses(list_trials(sweep))
         counts = Counter(trial_status.status for trial_status in statuses.values())

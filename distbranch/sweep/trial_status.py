@@ -45,6 +45,9 @@ class SweepDirectory:
         self.results = path / "results.csv"
         self.table = path / "results.parquet"
         self.latency = path / "latency.json"
+        self.searched_latency = path / "latency-of-search.json"  # what guides `cost: latency_ms`
+        self.journal = path / "optuna-journal.log"  # for optuna-dashboard
+        self.importances = path / "importances.json"
         self.tensorboard = path / "tensorboard"
         self.tune = path / ".tune"
 

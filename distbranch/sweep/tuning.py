@@ -19,7 +19,7 @@ from typing import Any
 
 from ray import tune
 
-from distbranch.config import Config, load_config
+from distbranch.config import Config, LaunchConfig, load_config
 from distbranch.config.sweep import SweepConfig
 from distbranch.data.mixture import read_data
 from distbranch.data.shards import DatasetInfo
@@ -74,14 +74,16 @@ def train_roots(
     metric = sweep.metric
     if sweep.early_stopping is not None:
         metric = sweep.early_stopping.metric or metric
+    launch = load_base_config(sweep).launch
     queue = FamilyQueue(
         list(roots),
         ready=trainable_groups,
         directory=directory,
-        concurrency=_count_trials_that_fit(sweep),
+        concurrency=_count_trials_that_fit(sweep, launch),
         report=report,
         judge=_make_judge(sweep, metric, begun),
     )
+    queue.count_room = lambda: _count_trials_that_fit(sweep, launch)
     if proposals is not None:
         queue.propose = lambda: group_by_prefix(proposals.propose_trials())
 
@@ -200,9 +202,8 @@ def _get_trial_id(trial: Any) -> str:
     return str(trial.trial_id)
 
 
-def _count_trials_that_fit(sweep: SweepConfig) -> int:
-    """As many trials as were asked for and as fit: an inner trainer that has to wait for long gives up."""
-    launch = load_base_config(sweep).launch
+def _count_trials_that_fit(sweep: SweepConfig, launch: LaunchConfig) -> int:
+    """As many trials as were asked for and as fit now: an inner trainer that has to wait for long gives up."""
     workers = max_workers(
         list_alive_nodes(), get_worker_resources(launch, gpu=bool(sweep.gpus_per_trial))
     )

@@ -50,6 +50,11 @@ SPACE = {"optim.lr": {"low": 1e-4, "high": 1e-2, "log": True}}
             "space.model.width: a whole number should lie between low=0.2 and high=0.9",
         ),
         ({"search": "random", "num_trials": 2, "space": {"model.width": {"choices": []}}}, "give either a list of choices"),
+        ({**GRID, "cost": "weights"}, "`cost` guides search: optuna, found search: grid"),
+        (
+            {"search": "optuna", "num_trials": 2, "space": SPACE, "cost": "latency"},
+            "cost: Input should be 'weights', 'folded_weights', 'multiply_adds' or 'latency_ms', found 'latency'",
+        ),
         ({"search": "bayes", **GRID}, "search: Input should be 'grid', 'random' or 'optuna'"),
         ({**GRID, "workers_per_trial": 2, "gpus_per_trial": 3}, "at most one per worker, found 3 for 2"),
         ({**GRID, "trial_directory": "s3://b/runs"}, "trial_directory: should be a folder that all nodes see"),

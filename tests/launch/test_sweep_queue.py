@@ -11,6 +11,7 @@ from sweep_files import write_sweep
 from distbranch.config import Config, to_yaml
 from distbranch.config.sweep import load_sweep
 from distbranch.errors import UserError
+from distbranch.sweep import queue as queue_module
 from distbranch.sweep.plan import list_trials
 from distbranch.sweep.queue import FamilyQueue
 from distbranch.sweep.shared_prefix import group_by_prefix, trainable_groups
@@ -78,6 +79,21 @@ def test_every_trial_is_handed_out_once_and_never_more_than_the_concurrency(
     assert [event["status"] for event in queue.events if event["kind"] == "ended"] == [
         FINISHED
     ] * len(trials)
+
+
+def test_what_fits_is_counted_again_while_the_sweep_runs(
+    make_queue: MakeQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue_module, "SECONDS_BETWEEN_COUNTS", 0.0)
+    room = 1
+    queue = make_queue(concurrency=1, count_room=lambda: room)
+    assert queue.suggest("a") is not None
+    assert queue.suggest("b") is None
+    room = 3  # two nodes join
+    assert queue.suggest("b") is not None
+    assert queue.suggest("c") is not None
+    room = 1  # and are lost
+    assert queue.suggest("d") is None
 
 
 def test_a_trial_that_fails_is_recorded_with_its_reason_and_not_tried_twice(
