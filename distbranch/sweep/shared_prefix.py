@@ -17,8 +17,8 @@ from distbranch.engine.run_directory import (
     created_atomically,
     write_json,
 )
-from distbranch.engine.run_log import DrawDecision, write_tensorboard
 from distbranch.engine.run_start import check_run, write_config
+from distbranch.engine.tensorboard_log import DrawDecision, write_tensorboard
 from distbranch.sweep.plan import Trials
 
 NO_ORIGIN = Origin("", 0, 0.0)  # of a run that began by itself
@@ -131,7 +131,8 @@ def copy_result_to_siblings(leader: Config, draw: DrawDecision | None = None) ->
             shutil.copytree(files.checkpoints, own.checkpoints, copy_function=_link_or_copy)
             shutil.copytree(files.model, own.model, copy_function=_link_or_copy)
             write_family(own, {}, origin)
-            write_tensorboard(own, draw)
+            if "tensorboard" in config.track:
+                write_tensorboard(own, draw)
             write_json(own.result, result.summary | {"name": name})
 
 
