@@ -14,6 +14,8 @@ from distbranch.extras import require
 from distbranch.track.page import FINISHED, STOPPED
 
 PROJECT = "distbranch"
+# What all is drawn over. With wandb's own steps a line would be kept back until the next step, and lost with the process.
+STEP = "iteration"
 
 
 class WandbPage:
@@ -30,11 +32,11 @@ class WandbPage:
 
     def add_values(self, values: Mapping[str, float], step: int) -> None:
         """Numbers by name at a step."""
-        self.run.log(dict(values), step=step)
+        self.run.log({STEP: step, **values})
 
     def add_picture(self, name: str, pixels: np.ndarray, step: int, layer: str) -> None:
         """A picture, uint8 [H, W, 3]."""
-        self.run.log({name: self.wandb.Image(pixels, caption=layer)}, step=step)
+        self.run.log({STEP: step, name: self.wandb.Image(pixels, caption=layer)})
 
     def finish(self, end: str, summary: Mapping[str, float]) -> None:
         """Final values, and how it ended: a stopped run counts as preempted until it is resumed."""
@@ -70,4 +72,6 @@ def open_wandb_page(config: Config, identity: str | None) -> tuple[WandbPage, st
         reinit="create_new",
         settings=settings,
     )
+    run.define_metric(STEP, hidden=True)
+    run.define_metric("*", step_metric=STEP)
     return WandbPage(wandb, run), identity
