@@ -16,7 +16,7 @@ FLOORS = {
     "kinds": 0, "maps": 0, "tasks": 0, "metrics": 0, "config": 0, "branching": 0, "adashare": 0,
     "models": 1, "data": 1,
     "engine": 2,
-    "launch": 3, "report": 3, "export": 3, "bench": 3,
+    "launch": 3, "report": 3, "track": 3, "export": 3, "bench": 3,
     "answers": 4, "sweep": 4, "experiments": 5,
     "api": 6, "cli": 6, "__main__": 6, "__init__": 6,
 }  # fmt: skip
@@ -26,6 +26,8 @@ HOMES = {
     "submitit": ("launch",),
     "optuna": ("sweep",),
     "pandas": ("data", "sweep", "experiments", "report", "answers", "api"),
+    "wandb": ("track",),
+    "mlflow": ("track",),
     "torch.distributed": ("engine",),
     "filelock": ("locks",),
     "safetensors": ("tensor_files",),

@@ -188,9 +188,9 @@ def differences(old: Config, new: Config) -> list[str]:
     Keys that a continued run may change are left out, and those that neither of the two reads.
     """
     unread = keys_without_effect(old) & keys_without_effect(new)
-    before = _flatten(old)
+    before = flatten_config(old)
     found = []
-    for key, value in _flatten(new).items():
+    for key, value in flatten_config(new).items():
         if value != before[key] and key not in unread and not key.startswith(KEYS_FREE_TO_CHANGE):
             found.append(f"{key}: {before[key]!r} -> {value!r}")
     return sorted(found)
@@ -342,7 +342,7 @@ def explain(error: ValidationError, what: str = "The configuration") -> str:
     return f"{what} is not valid: {told}."
 
 
-def _flatten(config: Config) -> dict[str, Any]:
+def flatten_config(config: Config) -> dict[str, Any]:
     """The dotted keys and their values; a mapping within a section (`data.pack`, `method.groups`) is one value."""
     values = config.model_dump(mode="json")
     flat = {}

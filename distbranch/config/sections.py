@@ -5,7 +5,7 @@ User input is checked here, once; past this border nobody re-checks.
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
@@ -27,6 +27,8 @@ from distbranch.config.unread import list_ignored
 from distbranch.errors import UserError
 from distbranch.plugins import load_plugins, make_absolute
 
+Tracker = Literal["tensorboard", "wandb", "mlflow"]
+
 # A run that is resumed may change these: they say where it computes, what it writes and how much it bears, not what it learns.
 # Every other difference would make it another run.
 KEYS_FREE_TO_CHANGE = (
@@ -42,6 +44,7 @@ KEYS_FREE_TO_CHANGE = (
     "train.accumulate",
     "train.log_every",
     "train.profile",
+    "track",
     "launch.",
 )
 
@@ -153,6 +156,24 @@ class Config(Section):
     metrics: MetricsConfig = MetricsConfig()
     optim: OptimConfig = OptimConfig()
     launch: LaunchConfig = LaunchConfig()
+    track: tuple[Tracker, ...] = Field(
+        ("tensorboard",), json_schema_extra={"range": "[tensorboard | wandb | mlflow, ...]"}
+    )
+    """Where the lines of metrics.jsonl are shown too: TensorBoard's files in the run directory, and the trackers Weights & Biases
+    (extra `wandb`) and MLflow (extra `mlflow`), which are set up by variables of their own (cluster/monitoring.md); [] for none."""
+
+    @field_validator("track", mode="before")
+    @classmethod
+    def _are_trackers(cls, track: Any) -> Any:
+        names = [track] if isinstance(track, str) else track
+        known = get_args(Tracker)
+        if names is None:
+            return ()
+        if not isinstance(names, list | tuple) or not set(map(str, names)) <= set(known):
+            raise ValueError(
+                f"should be a list of {', '.join(known)}, or [] for none, found {track!r}"
+            )
+        return tuple(dict.fromkeys(names))
 
     @field_validator("plugins", mode="before")
     @classmethod

@@ -37,7 +37,8 @@ logger = logging.getLogger("distbranch")
 # A store that hangs is told of within seconds before a run, and within a minute in the middle of it.
 SECONDS_TO_CONNECT, SECONDS_TO_ANSWER, ATTEMPTS_BEFORE, ATTEMPTS_LATER = 3, 10, 1, 3
 OWNER = ".owner.json"  # who trains the run; only at the URL
-OF_THIS_MACHINE = ("ray", "stop")  # never uploaded
+# Never uploaded; files of wandb change and vanish while it works.
+OF_THIS_MACHINE = ("ray", "stop", "wandb")
 FILES_AT_A_TIME = (
     8  # a checkpoint is a few large files and many small ones, each of which waits for the store
 )

@@ -43,6 +43,8 @@ class RunDirectory:
         self.sample_maps = path / "sample_maps.npz"  # of dense tasks: a few images for the report
         self.answers = path / "answers"  # what `evaluate --out` finds
         self.tensorboard = path / "tensorboard"
+        self.trackers = path / "trackers"  # which page of each is the run's, and what it has
+        self.gauges = path / "metrics.prom"  # for Prometheus
         self.profile = path / "profile"
         self.lock = path / ".lock"  # held by the process that trains the run
         self.sign_of_life = path / ".alive"  # touched while the run trains

@@ -29,9 +29,10 @@ from distbranch.engine.policy_search import PolicySearch
 from distbranch.engine.process_group import choose_rounding, join_ranks
 from distbranch.engine.results import RunFiles, RunResult, make_result, read_result
 from distbranch.engine.run_directory import SCOUT, RunDirectory
-from distbranch.engine.run_log import DrawDecision, Report, RunLog
+from distbranch.engine.run_log import Report, RunLog
 from distbranch.engine.run_start import without_moved_data
 from distbranch.engine.scout import decide_on_tree, report_as_scout
+from distbranch.engine.tensorboard_log import DrawDecision
 from distbranch.engine.trainer import Trainer
 from distbranch.engine.training_state import AFFINITY, TrainingState
 from distbranch.errors import UserError
@@ -131,6 +132,7 @@ def build_trainer(
             report=report,
             draw=draw,
             profile=profile,
+            track=config.track,
         )
 
     # Opened only when the loop runs: it starts the processes that load, and a message between the ranks.

@@ -145,6 +145,7 @@ class Trainer:
         self._act_on_agreement()
 
         # 2. Take this rank's share of the batch; the next one is fetched at the same time.
+        self.step.start_clock()
         batch, waited = self._feed.next_batch()
         images = batch.images.to(self.ranks.device, non_blocking=True)
         labels = join_labels(batch.labels, batch.maps, batch.mixed)
@@ -167,6 +168,7 @@ class Trainer:
             self.step.wait_for_step_sums()
             weights = self.net.weighting.get_logged_weights()
             measured = self._window.measure_and_reset(self.net.network.tasks.names, weights)
+            measured["seconds_alone"] = self.step.measure_ranks()
             if self.log:
                 self.log.write_step({**self.state.progress_fields(), **measured})
         elif self.log and self.log.is_silent and self._window.num_steps > 1:

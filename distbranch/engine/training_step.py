@@ -4,9 +4,12 @@ Margins, counts and losses are summed behind the backward pass and settled at th
 """
 
 import math
+import socket
+import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +18,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from distbranch.config import TrainConfig
 from distbranch.engine.distributed import Pending, Ranks
+from distbranch.engine.gauges import describe_slowest
 from distbranch.engine.gradient_aggregation import TaskGradients
 from distbranch.engine.optimizer_and_schedule import compute_learning_rate, set_learning_rate
 from distbranch.engine.pixel_shares import share_pixels
@@ -44,10 +48,32 @@ class TrainingStep:
         has_dense = bool(self.net.network.tasks.dense)
         self.has_gaps = has_dense or any(counts.get("unlabelled", 0) for counts in labels.values())
         self._norm_plan = NormPlan(self.config.train, self.ranks)
+        self._hosts = self.ranks.gather(socket.gethostname())
+        self._began_at: float | None = None
+        # Of every rank, and of how many steps.
+        self._rank_seconds = torch.zeros(
+            self.ranks.world_size, dtype=torch.float64, device=self.ranks.device
+        )
+        self._num_timed = 0
         self._sums: Pending | None = None
         self._losses_after: Pending | None = (
             None  # of the step's images, for a weighting that compares
         )
+
+    def start_clock(self) -> None:
+        """Call before the batch is asked for: from here on a rank is alone until the sums over all ranks begin."""
+        self._began_at = time.perf_counter()
+
+    def measure_ranks(self) -> dict[str, Any]:
+        """Seconds of a step that a rank spends alone, in the mean over the steps since the last call: the median, and the slowest rank.
+
+        What follows the beginning of the sums takes all ranks equally long, for they wait for each other. On GPUs it is the time until
+        the step is launched: waiting for data, and a host that is slow.
+        """
+        seconds = (self._rank_seconds / max(1, self._num_timed)).tolist()
+        self._rank_seconds.zero_()
+        self._num_timed = 0
+        return describe_slowest(seconds, self._hosts)
 
     def train(self, images: Tensor, labels: AnyLabels, indices: Tensor) -> tuple[float, Tensor]:
         """One step; the learning rate and the norm of the gradient.
@@ -209,7 +235,10 @@ class TrainingStep:
         return (sums * self.net.weighting.given / self.config.train.batch_size).float()
 
     def _start_step_sums(self, margins: Tensor, labels: AnyLabels, losses: Tensor) -> None:
-        """Add this rank's pairs, and begin the sums over all ranks: margins, counts and losses [3T], images, norm statistics."""
+        """Add this rank's pairs, and begin the sums over all ranks.
+
+        Margins, counts and losses [3T], images [1], seconds of every rank alone [W], norm statistics.
+        """
         observed = ~labels.isnan() if self.has_gaps else None
         if self.progress.growing:
             self.stats.add_pairs(margins, observed)
@@ -217,11 +246,19 @@ class TrainingStep:
         self.window.add_own_losses(losses)
         num_images = margin_sums.new_full((1,), len(labels))
         # One message for all of them: its price is the number of messages, not of bytes.
-        parts = [margin_sums, losses, num_images]
+        parts = [margin_sums, losses, num_images, self._stop_clock(margin_sums)]
         if self.net.norms:  # else there is nothing to sum, as in a network of layer norms
             parts.append(take_step_sums(self.net.norms))
         message = torch.cat(parts)
         self._sums = self.ranks.start_sum(message)
+
+    def _stop_clock(self, like: Tensor) -> Tensor:
+        """The seconds that this rank was alone in this step, at its place among those of all ranks [W], which are 0."""
+        seconds = like.new_zeros(self.ranks.world_size)
+        if self._began_at is not None:
+            seconds[self.ranks.rank] = time.perf_counter() - self._began_at
+            self._began_at = None
+        return seconds
 
     def wait_for_step_sums(self) -> None:
         """Take in the sums of the step before: margins, losses, and the running statistics, then the same on all ranks."""
@@ -232,9 +269,11 @@ class TrainingStep:
         num_tasks, iteration = self.net.network.tasks.num_tasks, self.progress.iteration
 
         # The message as `_start_step_sums` laid it out.
-        sizes = [2 * num_tasks, num_tasks, 1]
+        sizes = [2 * num_tasks, num_tasks, 1, self.ranks.world_size]
         rest = len(sums) - sum(sizes)
-        margin_sums, losses, num_images, norm_sums = torch.split(sums, [*sizes, rest])
+        margin_sums, losses, num_images, seconds, norm_sums = torch.split(sums, [*sizes, rest])
+        self._rank_seconds += seconds
+        self._num_timed += 1
 
         if self.net.norms:
             update_running_statistics(self.net.norms, norm_sums, num_images.squeeze())

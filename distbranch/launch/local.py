@@ -7,8 +7,10 @@ from distbranch.engine.results import RunResult, StoppedEarly
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.engine.run_log import Report
 from distbranch.engine.session import train_rank
+from distbranch.launch.on_ray.gauges import find_ray_gauges
 from distbranch.launch.stopping import StopRequest, check_twice_a_second
 from distbranch.report.tensorboard import log_decision
+from distbranch.track import track_run
 
 
 def train_here(config: Config, report: Report) -> RunResult:
@@ -24,12 +26,14 @@ def train_here(config: Config, report: Report) -> RunResult:
     asked = check_twice_a_second(files.stop_word.exists)
 
     def train() -> RunResult:
-        return train_rank(
-            config,
-            report=report,
-            draw=log_decision,
-            should_stop=lambda: request() or (first and asked()),
-        )
+        # Of several ranks the first alone has something to report.
+        with track_run(config, report, log_decision, find_ray_gauges()) as (own_report, draw):
+            return train_rank(
+                config,
+                report=own_report,
+                draw=draw,
+                should_stop=lambda: request() or (first and asked()),
+            )
 
     def locked() -> RunResult:
         # Of the ranks on one machine only one can hold the lock.

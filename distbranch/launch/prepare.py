@@ -29,7 +29,7 @@ from distbranch.engine.run_log import Report
 from distbranch.engine.run_start import begin_run
 from distbranch.engine.scout import check_scout
 from distbranch.errors import UsageError, UserError
-from distbranch.extras import require
+from distbranch.extras import check_installed, require
 from distbranch.kinds import KINDS
 from distbranch.label_weights import with_counted_weights
 from distbranch.launch.on_ray.address import cluster_address
@@ -205,7 +205,8 @@ def is_to_be_packed(config: Config) -> bool:
 
 
 def check_data(config: Config, info: DatasetInfo) -> None:
-    """What can be said about data and network before anything starts."""
+    """What can be said about data, network and trackers before anything starts."""
+    _check_trackers(config)
     for member in info.members:
         if "train" not in member.splits or member.splits["train"].num_samples == 0:
             raise UserError(
@@ -310,6 +311,17 @@ def _check_views(data: DataConfig, info: DatasetInfo) -> None:
                 f"data.image_size={list(data.image_size)} would stretch the images of {member.path}, which have {height}x{width} pixels, "
                 f"and surface normals would point elsewhere then. Give [{round(fitting)}, {data.image_size[1]}], or leave it out."
             )
+
+
+def _check_trackers(config: Config) -> None:
+    problems = []
+    for tracker in config.track:
+        try:
+            check_installed(tracker, tracker, f"track={tracker}")
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError(" ".join(problems))
 
 
 def _check_search(config: Config, info: DatasetInfo, num_blocks: int) -> None:

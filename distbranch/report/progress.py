@@ -36,6 +36,7 @@ SENTENCES = {
     "indexed": "indexed {num_samples:,} samples of {num_tars:,} tars into {path}",
     "resumed": "went on after step {iteration:,} on {world_size} rank(s)",
     "widened": "step {iteration:,}  the given tree was taken",
+    "tracked": "{tracker} shows the run: {place}",
     "warning": "warning: {message}",
     "stopping": "stopping: a checkpoint is being written",
     "finished": "the run {directory} is finished; nothing was changed",

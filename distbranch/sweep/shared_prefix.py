@@ -17,9 +17,10 @@ from distbranch.engine.run_directory import (
     created_atomically,
     write_json,
 )
-from distbranch.engine.run_log import DrawDecision, write_tensorboard
 from distbranch.engine.run_start import check_run, write_config
+from distbranch.engine.tensorboard_log import DrawDecision, write_tensorboard
 from distbranch.sweep.plan import Trials
+from distbranch.track import show_finished_run
 
 NO_ORIGIN = Origin("", 0, 0.0)  # of a run that began by itself
 
@@ -114,7 +115,7 @@ def copy_result_to_siblings(leader: Config, draw: DrawDecision | None = None) ->
 
     Args:
         leader: of the finished run; one that is unfinished or alone is left as it is.
-        draw: draws a decision into TensorBoard, as for `train_rank`.
+        draw: draws a decision into TensorBoard and trackers, as for `train_rank`.
     """
     files = RunDirectory(leader.run_directory)
     result = read_result(files.path)
@@ -131,8 +132,11 @@ def copy_result_to_siblings(leader: Config, draw: DrawDecision | None = None) ->
             shutil.copytree(files.checkpoints, own.checkpoints, copy_function=_link_or_copy)
             shutil.copytree(files.model, own.model, copy_function=_link_or_copy)
             write_family(own, {}, origin)
-            write_tensorboard(own, draw)
+            if "tensorboard" in config.track:
+                write_tensorboard(own, draw)
             write_json(own.result, result.summary | {"name": name})
+        if draw is not None:
+            show_finished_run(config, draw)
 
 
 def _link_or_copy(source: str, copy: str) -> None:

@@ -59,7 +59,7 @@ def lead(family: Sequence[Config]) -> Config:
 
 def training_and_scores(run: Path) -> list[Any]:
     """What metrics.jsonl says of training and evaluations, without what depends on the clock."""
-    clock = ("samples_per_second", "data_wait")
+    clock = ("samples_per_second", "data_wait", "seconds_alone")
     lines = [
         line for line in lines_of(run / "metrics.jsonl") if line["kind"] in ("train", "evaluation")
     ]

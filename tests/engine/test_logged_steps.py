@@ -13,9 +13,9 @@ from distbranch.data.shards import read_dataset
 from distbranch.engine.checkpoint import load_newest
 from distbranch.engine.distributed import Ranks
 from distbranch.engine.run_directory import RunDirectory
-from distbranch.engine.run_log import DrawDecision, write_tensorboard
 from distbranch.engine.run_start import begin_run
 from distbranch.engine.session import build_trainer
+from distbranch.engine.tensorboard_log import DrawDecision, write_tensorboard
 from distbranch.engine.trainer import Trainer
 from distbranch.engine.training_state import StepWindow
 from distbranch.errors import SharedError

@@ -12,11 +12,11 @@ import pytest
 from rank_server import RankServer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_runs import assert_same_content, config_of, lines_of, train_tiny, without_times
+from torch.utils.tensorboard import SummaryWriter
 
 from distbranch.config import Config, load_config, to_yaml
 from distbranch.engine.forks import Origin, read_family, write_family
 from distbranch.engine.run_directory import RunDirectory, created_atomically, write_atomically
-from distbranch.engine.run_log import SummaryWriter
 from distbranch.errors import UserError
 from distbranch.sweep import shared_prefix
 from distbranch.sweep.shared_prefix import (
@@ -137,7 +137,7 @@ def draw_alpha(writer: SummaryWriter, record: Any, run_directory: Path) -> None:
 
 def training_and_scores(run: Path) -> list[Any]:
     """What metrics.jsonl says of training and evaluations, without what depends on the clock."""
-    clock = ("samples_per_second", "data_wait")
+    clock = ("samples_per_second", "data_wait", "seconds_alone")
     lines = [
         line for line in lines_of(run / "metrics.jsonl") if line["kind"] in ("train", "evaluation")
     ]
@@ -155,6 +155,7 @@ def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
         tag: [(event.step, event.value) for event in events.Scalars(tag)]
         for tag in events.Tags()["scalars"]
         if tag not in ("train/samples_per_second", "train/data_wait", "decision/alpha")
+        and not tag.startswith("seconds_alone/")
     }
 
 

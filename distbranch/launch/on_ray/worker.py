@@ -21,6 +21,7 @@ from distbranch.engine.run_log import Event
 from distbranch.engine.session import train_rank
 from distbranch.errors import SharedError, UserError
 from distbranch.launch.on_ray.driver import forward_warnings
+from distbranch.launch.on_ray.gauges import find_ray_gauges
 from distbranch.launch.stopping import check_twice_a_second
 from distbranch.plugins import receive_plugins
 from distbranch.streams import tolerate_any_text
@@ -53,12 +54,14 @@ def train_worker(loop: dict[str, Any]) -> None:
         ask_board(attempt, "add_event", json.dumps(event))
 
     from distbranch.report.tensorboard import log_decision
+    from distbranch.track import track_run
 
     if rank == 0:
         # Warnings travel as events: what a worker writes to its own terminal ends in a file of Ray's.
         forward_warnings(lambda _, text: report({"kind": "warning", "message": text}))
     try:
-        train_rank(config, report=report, draw=log_decision, should_stop=should_stop)
+        with track_run(config, report, log_decision, find_ray_gauges()) as (own_report, draw):
+            train_rank(config, report=own_report, draw=draw, should_stop=should_stop)
     except StoppedEarly as stopped:
         ask_board(attempt, "put", "outcome", {"kind": "stopped", "message": str(stopped)})
     except LostRankError:
