@@ -52,7 +52,7 @@ class Batch(Protocol):
 
 @dataclass(frozen=True)
 class Agreement:
-    """What all ranks know of the next batch: whether to stop before it, whether some rank cannot use it, what it lacks."""
+    """What all ranks know of the next batch: whether to stop before it, whether some rank cannot go past it, what it lacks."""
 
     stop: bool
     failed: bool
@@ -66,13 +66,19 @@ class BatchFeed:
         batches: this rank's endless batches.
         ranks: this process among the others.
         should_stop: asked once per batch on every rank.
+        has_failed: likewise; whether something else than a batch must end the run.
     """
 
     def __init__(
-        self, batches: Iterator[Batch], ranks: Ranks, should_stop: Callable[[], bool]
+        self,
+        batches: Iterator[Batch],
+        ranks: Ranks,
+        should_stop: Callable[[], bool],
+        has_failed: Callable[[], bool] = lambda: False,
     ) -> None:
         self.ranks = ranks
         self.should_stop = should_stop
+        self.has_failed = has_failed
         self._batches = batches
         self._fetch_batch()
 
@@ -110,7 +116,7 @@ class BatchFeed:
         num_bad: Mapping[str, int] = {} if self.upcoming is None else self.upcoming.num_bad
         flags = [
             self.should_stop(),
-            self.problem is not None,
+            self.problem is not None or self.has_failed(),
             *(num_bad.get(kind, 0) for kind in BAD_KINDS),
         ]
         return self.ranks.start_sum(torch.tensor(flags, dtype=torch.float64), on_host=True)

@@ -17,6 +17,7 @@ from distbranch.config.network import BASELINES
 from distbranch.config.paths import is_remote
 from distbranch.engine.artifact import DESCRIPTION, save_model
 from distbranch.engine.checkpoint import Checkpoint, load_newest, save_checkpoint, set_damaged_aside
+from distbranch.engine.checkpoint_writer import CheckpointWriter, copy_to_host
 from distbranch.engine.initialisation import read_given_tree
 from distbranch.engine.remote_run import RemoteRun, download_run
 from distbranch.engine.run_directory import RunDirectory, read_first_decision, write_json
@@ -68,6 +69,7 @@ class RunFiles:
         self.config = config
         self.directory = RunDirectory(config.run_directory)
         self.remote_run = remote_run or RemoteRun.from_config(config)
+        self._writer = CheckpointWriter()
 
     def load_newest(self) -> Checkpoint | None:
         """The checkpoint that the run resumes from; None at its beginning.
@@ -116,12 +118,40 @@ class RunFiles:
         self.write_sharing(state)
         self.remote_run.upload()
 
-    def write_checkpoint(self, state: TrainingState, affinity: Mapping[str, Tensor]) -> None:
-        """Write the state, with the sums of all ranks (`gather_affinity`), and drop the oldest checkpoints."""
-        keep = self.config.train.keep_checkpoints
-        checkpoint = state.make_checkpoint(affinity)
-        save_checkpoint(self.directory.checkpoints, state.progress.iteration, checkpoint, keep=keep)
-        self.remote_run.upload()
+    def begin_checkpoint(self, state: TrainingState, affinity: Mapping[str, Tensor]) -> None:
+        """Copy the state, with the sums of all ranks (`gather_affinity`), and begin to write it and to drop the oldest checkpoints.
+
+        Waits for the one before. Until it is finished nothing but lines of the log may be written in the run directory.
+
+        Raises:
+            UserError: a weight is not finite, or the one before could not be written.
+        """
+        iteration, keep = state.progress.iteration, self.config.train.keep_checkpoints
+        self.finish_checkpoint()  # before the copy, for two of them would need twice the memory
+        checkpoint = copy_to_host(state.make_checkpoint(affinity))
+
+        def write() -> None:
+            save_checkpoint(self.directory.checkpoints, iteration, checkpoint, keep=keep)
+            self.remote_run.upload()
+
+        self._writer.begin(write)
+
+    def finish_checkpoint(self) -> None:
+        """Wait for the checkpoint that is being written, if there is one.
+
+        Raises:
+            UserError: it could not be written.
+        """
+        self._writer.finish()
+
+    def leave_checkpoint_whole(self) -> None:
+        """Wait for the checkpoint that is being written where an error ends the run; one that fails too is a warning."""
+        self._writer.finish_and_warn()
+
+    @property
+    def checkpoint_has_failed(self) -> bool:
+        """Whether the checkpoint that was being written could not be; does not wait."""
+        return self._writer.has_failed
 
     def write_sharing(self, state: TrainingState) -> None:
         """Write who shares what: tree.json and, of AdaShare, policy.json."""

@@ -146,7 +146,7 @@ def build_trainer(
             start=state.progress.iteration * config.train.batch_size,
             turns=turns,
         )
-        return BatchFeed(batches, ranks, should_stop)
+        return BatchFeed(batches, ranks, should_stop, lambda: files.checkpoint_has_failed)
 
     def score_split(split: str) -> dict[str, Any] | None:
         if split not in info.splits:

@@ -29,8 +29,14 @@ from distbranch.models.network import Network
 class RunStore(Protocol):
     """The files of the run, which rank 0 alone writes (`results.RunFiles`)."""
 
-    def write_checkpoint(self, state: TrainingState, affinity: Mapping[str, Tensor]) -> None:
-        """Write the state, with the affinity sums of all ranks."""
+    def begin_checkpoint(self, state: TrainingState, affinity: Mapping[str, Tensor]) -> None:
+        """Copy the state, with the affinity sums of all ranks, and begin to write it; the one before is waited for."""
+
+    def finish_checkpoint(self) -> None:
+        """Wait until nothing is being written, and raise what the writing met."""
+
+    def leave_checkpoint_whole(self) -> None:
+        """Wait likewise, where an error ends the run."""
 
     def write_sharing(self, state: TrainingState) -> None:
         """Write who shares what."""
@@ -110,6 +116,7 @@ class Trainer:
         self.read_given_tree = read_given_tree
         self.limit_bad = limit_bad
         self.step = TrainingStep(state)
+        state.finish_checkpoint = store.finish_checkpoint
         self._window = state.window
         self._resumed_at = self.progress.iteration if state.was_resumed else None
         self._saved_at = self._resumed_at
@@ -123,6 +130,14 @@ class Trainer:
             StoppedEarly: asked to stop; everything is saved.
             UserError: bad samples, a loss that is not finite, ranks that differ, storage that fails.
         """
+        try:
+            return self._train_to_end()
+        # Whatever ended the run: a checkpoint that was begun before is good.
+        except BaseException:
+            self.store.leave_checkpoint_whole()
+            raise
+
+    def _train_to_end(self) -> dict[str, Any]:
         self._feed = self.open_feed()
         # A fork is saved before its decision, and a failed evaluation before it is repeated: both are due at once.
         # What was due when train.iterations ended the run is due if that is raised.
@@ -207,9 +222,11 @@ class Trainer:
             self.progress.last_evaluation = iteration
             self._compare_with_best(scores)
 
-        # 8. Save. A decision is never taken twice, so it is saved with the network that it made.
-        if decides or widens or iteration % self.config.train.checkpoint_every == 0:
+        # 8. Save. A decision is never taken twice, so it is saved with the network that it made before any step on that.
+        if decides or widens:
             self._save_checkpoint()
+        elif iteration % self.config.train.checkpoint_every == 0:
+            self._begin_checkpoint()
 
     def _act_on_agreement(self) -> None:
         """Act on what the ranks said: at the beginning of a step only, when all that was due before is done."""
@@ -244,6 +261,7 @@ class Trainer:
     def _end_round(self) -> None:
         """Sum the pair statistics, decide on rank 0, widen on all, verify, record."""
         self.step.wait_for_step_sums()
+        self._finish_checkpoint()
         began = time.perf_counter()
         progress, architecture = self.progress, self.net.network.architecture
 
@@ -287,6 +305,7 @@ class Trainer:
     def _take_given_tree(self) -> None:
         """Widen all layers of the given tree at once, verify, record."""
         self.step.wait_for_step_sums()
+        self._finish_checkpoint()
         tree = self.ranks.run_on_rank_zero(self.read_given_tree)
         self.net.is_final = True
         self._widen(*tree.splits)
@@ -314,6 +333,7 @@ class Trainer:
     def _record_policy(self) -> None:
         """Write down the policy at the end of a cycle, the same on all ranks."""
         self.step.wait_for_step_sums()
+        self._finish_checkpoint()
         self.state.verify(f"the policy after step {self.progress.iteration}")
         self.ranks.run_on_rank_zero(lambda: self.store.write_sharing(self.state))
         if self.log:
@@ -323,22 +343,31 @@ class Trainer:
     # ---- what is kept and shown
 
     def _save_checkpoint(self) -> None:
-        """One checkpoint; all ranks learn whether it could be written."""
+        """One checkpoint, which is whole afterwards; all ranks learn whether it could be written."""
+        self._begin_checkpoint()
+        self._finish_checkpoint()
+
+    def _finish_checkpoint(self) -> None:
+        """Wait for the checkpoint that rank 0 is writing, if there is one."""
+        self.ranks.run_on_rank_zero(self.store.finish_checkpoint)
+
+    def _begin_checkpoint(self) -> None:
+        """One checkpoint of this step, which rank 0 writes while training continues; all learn whether the one before is whole."""
         progress = self.progress
         if self._saved_at == progress.iteration:
             return
         affinity = self._gather_for_checkpoint()
-        self.ranks.run_on_rank_zero(lambda: self._write_checkpoint(affinity))
+        self.ranks.run_on_rank_zero(lambda: self._copy_for_checkpoint(affinity))
         self._saved_at = progress.iteration
         if self.ranks.world_size > 2 and self.ranks.device.type == "cpu":
             # DDP orders its buckets anew after the first step of a wrapper, and a sum of three or more depends on the order:
             # with a fresh wrapper the run that continues and the one that is resumed from here take the same path.
             self.net.wrap()
 
-    def _write_checkpoint(self, affinity: dict[str, Tensor]) -> None:
+    def _copy_for_checkpoint(self, affinity: dict[str, Tensor]) -> None:
         assert self.log is not None
         self.log.flush()
-        self.store.write_checkpoint(self.state, affinity)
+        self.store.begin_checkpoint(self.state, affinity)
 
     def _gather_for_checkpoint(self) -> dict[str, Tensor]:
         """Make the state one that can be saved; on rank 0 the affinity sums of all ranks, if they are still needed."""
@@ -373,7 +402,7 @@ class Trainer:
 
     def _finish_run(self) -> dict[str, Any]:
         """Save, evaluate, and write the result, which says that the run has ended."""
-        self._save_checkpoint()
+        self._begin_checkpoint()
         scores = {"val": self._evaluate_split("val")}
         self._compare_with_best(scores["val"])
 
@@ -391,6 +420,7 @@ class Trainer:
 
     def _write_end(self, metrics: dict[str, Any]) -> dict[str, Any]:
         assert self.log is not None
+        self.store.finish_checkpoint()
         self.log.close()
         return self.store.write_end(self.state, metrics)
 

@@ -36,6 +36,9 @@ OCCURRENCES = {
     "backward": 9,
 }
 
+# The same of rank 0 when no checkpoint is being written any more, for tests that count steps.
+SAVED_STEP = "step, all saved"
+
 
 def _kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
@@ -50,6 +53,7 @@ def _events() -> dict[str, tuple[Any, str]]:
 
     return {
         "step": (trainer.Trainer, "_train_step"),
+        SAVED_STEP: (trainer.Trainer, "_train_step"),
         "backward": (torch.autograd, "backward"),
         "copy state": (trained_network, "copy_state"),
         "build network": (trained_network.TrainedNetwork, "build"),
@@ -82,6 +86,8 @@ def train_and_die(config: Mapping[str, Any], kill: Kill, rank: int) -> dict[str,
                 file,
                 file.stat().st_size // 2 if event != "half a line" else file.stat().st_size - 7,
             )
+        if event == SAVED_STEP:
+            arguments[0].store.finish_checkpoint()
         _kill()
         return None
 
@@ -124,7 +130,7 @@ def test_a_killed_run_repeats_only_the_steps_since_its_last_checkpoint(
     tiny_data: Path, ranks: RankServer, tmp_path: Path
 ) -> None:
     config = config_of(tiny_data, tmp_path)
-    ranks.run(train_and_die, config=config, kill=("step", 20), rank=0)
+    ranks.run(train_and_die, config=config, kill=(SAVED_STEP, 20), rank=0)
     ranks.call(train_tiny, config=config)
     resumed = lines_of(tmp_path / "tiny" / "metrics.jsonl", "resumed")
     assert [line["iteration"] for line in resumed] == [15]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from rank_server import RankServer
 from safetensors.torch import load_file
-from test_kill_and_continue import train_and_die
+from test_kill_and_continue import SAVED_STEP, train_and_die
 from tiny_runs import config_of, lines_of, train_tiny
 
 from distbranch.config import load_config
@@ -42,9 +42,9 @@ def train_in_double(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def train_in_double_and_die(config: Mapping[str, Any], rank: int) -> dict[str, Any]:
-    """A job: rank 1 is killed in its 19th step."""
+    """A job: a rank is killed in its 19th step."""
     use_double_precision()
-    return train_and_die(config, ("backward", 19), rank)
+    return train_and_die(config, (SAVED_STEP, 19), rank)
 
 
 def tensors_of(run: Path) -> dict[str, torch.Tensor]:
@@ -108,8 +108,8 @@ def test_a_run_killed_on_two_ranks_and_continued_on_four_is_the_run_of_one(
         config_of(tiny_data, tmp_path, **STEPS, **{"launch.workers": count, "train.norm_batch": 32})
         for count in (2, 4)
     )
-    ended = ranks.run(train_in_double_and_die, world_size=2, config=two, rank=1)
-    assert ended[1].exit_code == -signal.SIGKILL
+    ended = ranks.run(train_in_double_and_die, world_size=2, config=two, rank=0)
+    assert ended[0].exit_code == -signal.SIGKILL
     assert {one["end"] for one in ranks.call_all(train_in_double, 4, config=four)} == {"done"}
     resumed = lines_of(tmp_path / "tiny" / "metrics.jsonl", "resumed")
     assert [line["iteration"] for line in resumed] == [15]
