@@ -34,16 +34,19 @@ from distbranch.launch.jobs import (
     write_job,
 )
 from distbranch.launch.on_slurm import hold_signals
+from distbranch.launch.on_slurm.containers import make_command, make_container_setup
 from distbranch.launch.on_slurm.queue import check_partition, explain_refusal
 from distbranch.launch.on_slurm.resources import Resources, count_gpus, list_variables_against
 from distbranch.launch.on_slurm.task import Task
 from distbranch.launch.prepare import (
     check_data,
     is_to_be_packed,
+    list_run_paths,
     read_packed_data,
     with_absolute_paths,
 )
 from distbranch.launch.processes import restored_environment
+from distbranch.launch.ray_folder import find_existing_folder
 from distbranch.launch.stopping import EXIT_PREEMPTED
 
 FOLDER = "slurm"  # in the run directory: the batch script, the logs, what tasks tell each other
@@ -84,6 +87,8 @@ def submit_runs(
         raise UsageError(
             f"--executor local has one node, this machine, found --nodes {resources.nodes}."
         )
+    elif resources.setup or resources.srun or resources.container:
+        say("--executor local runs here as it is, without --setup, --srun and --container.")
     checked = [_resolve_config(config, resources) for config in runs]
     waiting = [config for config in checked if not _is_settled(config, say)]
     if not waiting:
@@ -98,7 +103,10 @@ def submit_runs(
         folder = folder or waiting[0].run_directory
         try:
             jobs = _submit_tasks(
-                tasks, make_sbatch_parameters(waiting[0], resources, folder, at_once), folder
+                tasks,
+                make_sbatch_parameters(waiting[0], resources, folder, at_once),
+                folder,
+                make_python_command(waiting[0], resources, folder)[0],
             )
         except UserError:
             for (
@@ -123,7 +131,8 @@ def render_batch_script(
             return 1
 
     checked = _resolve_config(config, resources)
-    executor = OnPaper(checked.run_directory / FOLDER, python=PYTHON)
+    python, _ = make_python_command(checked, resources, checked.run_directory)
+    executor = OnPaper(checked.run_directory / FOLDER, python=python)
     executor.update_parameters(
         **make_sbatch_parameters(checked, resources, checked.run_directory, at_once)
     )
@@ -256,7 +265,9 @@ def _start_here(task: Task) -> Job:
     )
 
 
-def _submit_tasks(tasks: Sequence[Task], parameters: dict[str, Any], folder: Path) -> list[Job]:
+def _submit_tasks(
+    tasks: Sequence[Task], parameters: dict[str, Any], folder: Path, python: str
+) -> list[Job]:
     """Submit tasks as one job, or several as an array."""
     import submitit
 
@@ -266,7 +277,7 @@ def _submit_tasks(tasks: Sequence[Task], parameters: dict[str, Any], folder: Pat
         warnings.simplefilter("ignore")
         try:
             executor = submitit.SlurmExecutor(
-                folder / FOLDER, max_num_timeout=MAX_TIMEOUTS, python=PYTHON
+                folder / FOLDER, max_num_timeout=MAX_TIMEOUTS, python=python
             )
             executor.update_parameters(**parameters)
             found = executor.submit_array(tasks) if len(tasks) > 1 else [executor.submit(tasks[0])]
@@ -292,14 +303,16 @@ def make_sbatch_parameters(
     further |= {
         key.replace("-", "_"): value for key, value in resources.further.items()
     }  # submitit's form of them
-    gpus = None if count_gpus(resources.further) else resources.gpus_per_node
+    gpus = None if count_gpus(resources.further) else resources.gpus_per_node or None
+    typed_gpus = f"{resources.gpu_type}:{gpus}" if gpus and resources.gpu_type else gpus
+    _, inside = make_python_command(config, resources, shared_folder)
     given = {
         "job_name": resources.job_name or str(config.run.name),
         "time": resources.timeout_min,
         "nodes": resources.nodes,
         "ntasks_per_node": 1,
         "cpus_per_task": resources.cpus_per_node,
-        "gpus_per_node": gpus or None,
+        "gpus_per_node": typed_gpus,
         "stderr_to_stdout": True,
         "partition": resources.partition,
         "account": resources.account,
@@ -310,22 +323,44 @@ def make_sbatch_parameters(
         "signal_delay_s": resources.signal_delay_s,
         "wckey": "",
         "array_parallelism": at_once,
-        "setup": _make_setup(shared_folder),
-        "srun_args": [ALL_CORES],
+        "setup": _make_setup(resources, shared_folder),
+        "srun_args": [ALL_CORES, *inside, *resources.srun],
         "additional_parameters": further,
     }
     return {key: value for key, value in given.items() if value is not None}
 
 
-def _make_setup(shared_folder: Path) -> list[str]:
-    """Commands of the batch script before its tasks begin: every node must see what the first one writes now."""
+def make_python_command(
+    config: Config, resources: Resources, shared_folder: Path
+) -> tuple[str, list[str]]:
+    """The shell command that is the Python of a task, and what srun is told for it: in a container, if there is one."""
+    if resources.container is None:
+        return PYTHON, []
+    read = [path for key, path in list_run_paths(config) if key != "run.directory"]
+    # Data that the job is to pack are not there yet, but what is to hold them.
+    seen = {find_existing_folder(Path(path)) for path in read if not is_remote(path)}
+    seen = {Path(config.run.directory), shared_folder, *seen} - {Path(shared_folder.anchor)}
+    return make_command(resources.container, seen, num_gpus=resources.num_gpus)
+
+
+def _make_setup_line(line: str) -> str:
+    """A line of --setup as the batch script has it: where it fails, or is no shell at all, the job ends with one sentence."""
+    told = f'"Error: on $SLURMD_NODENAME this line of --setup failed with exit code $?:" {shlex.quote(line)}'
+    return f"eval {shlex.quote(line)} || {{ echo {told}; exit 1; }}"
+
+
+def _make_setup(resources: Resources, shared_folder: Path) -> list[str]:
+    """Commands of the batch script before its tasks begin: the site's, then every node must see what the first one writes now."""
+    container = resources.container
     advice = f"does not see {shared_folder} as the first node does. Give a run.directory on storage that all nodes share."
     look = f'trap "" USR2; test -e "$0" || {{ echo "Error: the node $SLURMD_NODENAME {advice}"; exit 1; }}'
     return [
+        *map(_make_setup_line, resources.setup),
         # From 22.05 on srun does not read how many cores its job has for a task; and it exports no more than sbatch --export allows.
         '[ -z "$SLURM_CPUS_PER_TASK" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK',
         "unset SLURM_EXPORT_ENV",
         f'marker={shlex.quote(str(shared_folder))}/.seen-$SLURM_JOB_ID; touch "$marker"',
         f'srun --ntasks-per-node=1 --kill-on-bad-exit=0 sh -c {shlex.quote(look)} "$marker" || {{ rm -f "$marker"; exit 1; }}',
         'rm -f "$marker"',
+        *(make_container_setup(container, shared_folder / FOLDER) if container else ()),
     ]
