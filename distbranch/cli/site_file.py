@@ -101,6 +101,23 @@ def read_site_file() -> SiteFile:
     return SiteFile(file, sections)
 
 
+def describe_site_file() -> tuple[str, str]:
+    """What was found, and what to do about it if something is wrong with it."""
+    try:
+        site = read_site_file()
+    except UsageError as error:
+        return "not valid", str(error)
+    if site.path is None:
+        return (
+            "none (~/.config/distbranch/site.yaml would hold defaults of `distbranch submit`)",
+            "",
+        )
+    keys = [
+        f"{section}: {', '.join(values)}" for section, values in site.sections.items() if values
+    ]
+    return f"{site.path} ({'; '.join(keys) or 'empty'})", ""
+
+
 def _explain(section: str, error: ValidationError) -> Iterator[str]:
     known = _make_model(section).model_fields
     for problem in error.errors():

@@ -94,7 +94,9 @@ Srun = Annotated[
 Image = Annotated[
     str | None,
     Option(
-        "--container", metavar="IMAGE", help="The image in which the job runs; it has this package."
+        "--container",
+        metavar="IMAGE",
+        help="The image in which the job runs, which has this package; empty for none.",
     ),
 ]
 ImageKind = Annotated[

@@ -20,13 +20,14 @@ from distbranch.errors import UsageError
 Kind = Literal["apptainer", "singularity", "pyxis"]
 RELAY = "DISTBRANCH_RELAY"  # the environment variable that names the folder of questions
 MISSING = "Error: the image of --container has no {}: it needs this package (cluster/Dockerfile makes such an image)."
-# Holds signals back as `hold_signals` does, which lies outside; and says in one sentence what the image lacks.
+# Holds signals back as `hold_signals` does, which lies outside, and says in one sentence what the image lacks. What follows in the
+# batch script is the Python of outside with its options, of which those from -u on are of the task.
 BEGIN_INSIDE = (
     "import os, signal, sys; from importlib.util import find_spec; "
     "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR2}); "
     'lacks = [name for name in ("distbranch", "submitit") if find_spec(name) is None]; '
     f'lacks and sys.exit("{MISSING}".format(lacks[0])); '
-    "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    'os.execv(sys.executable, [sys.executable, *sys.argv[sys.argv.index("-u"):]])'
 )
 # The batch script ends when its tasks have ended, not at the signal of which they may still want to ask. Only task 0 asks, and it
 # runs on the node of the batch script. A listing is fresh where a look at one file may be remembered (NFS).
@@ -58,39 +59,36 @@ relay=$!; trap 'kill -9 $relay; rm -rf "${RELAY}"' EXIT"""
 
 @dataclass(frozen=True)
 class Container:
-    """An image, what starts it, and the folders of the node that are seen inside too, as `OUTSIDE:INSIDE[:ro]`."""
+    """An image and what starts it.
+
+    `mounts`: folders of the node that are seen inside too, as `OUTSIDE:INSIDE[:ro]`; `folders`: those of the run, under their own paths.
+    """
 
     image: str
     kind: Kind = "apptainer"
     mounts: tuple[str, ...] = ()
+    folders: tuple[Path, ...] = ()
 
 
-def parse_container(
-    image: str | None, kind: Kind, mounts: Sequence[str], *, check_image: bool = True
-) -> Container | None:
-    """The container that the options of a command describe; None if there is none.
+def parse_container(image: str | None, kind: Kind, mounts: Sequence[str]) -> Container | None:
+    """The container that the options of a command describe; None without an image, for then all is seen as it is.
 
     Args:
         image: a file, a folder, or a name in a registry as `kind` writes it.
         kind: what starts it.
         mounts: `OUTSIDE[:INSIDE[:ro]]`, or several of them separated by commas.
-        check_image: whether a file should be there.
 
     Raises:
-        UsageError: mounts without an image, mounts that are no absolute paths, or an image that is not there.
+        UsageError: mounts that are no absolute paths, or an image that is not there.
     """
-    parts = [part.strip() for text in mounts for part in text.split(",") if part.strip()]
-    if image is None:
-        if parts:
-            raise UsageError(
-                f"--mounts are of a container: give --container IMAGE, or leave out {', '.join(parts)}."
-            )
+    if not image:  # empty: against that of a site's file
         return None
+    parts = [part.strip() for text in mounts for part in text.split(",") if part.strip()]
     found = tuple(_parse_mount(part) for part in parts)
     image = str(expand_places(image))
     if _is_file(image):
         image = os.path.abspath(image)
-        if check_image and not os.path.exists(image):
+        if not os.path.exists(image):
             raise UsageError(
                 f"The image {image} of --container does not exist. Give a file that all nodes see, or a name such as "
                 f"{EXAMPLES[kind]}."
@@ -122,32 +120,32 @@ def _parse_mount(text: str) -> str:
     return ":".join(filter(None, (outside, inside, flags)))
 
 
-def make_command(
-    container: Container, folders: Iterable[Path], *, num_gpus: int
-) -> tuple[str, list[str]]:
-    """The shell command that is Python inside the container, and what srun is told of it.
+def list_container_words(container: Container, shared_folder: Path, *, num_gpus: int) -> list[str]:
+    """What srun is told, before the command of the task, so that this runs inside.
 
     Args:
         container: see above.
-        folders: what a run reads and writes; seen inside under the same paths.
+        shared_folder: in which the job keeps its files; mounted too, and so is the current folder.
         num_gpus: of each node.
     """
+    own = [*container.folders, shared_folder, Path.cwd()]
+    mounts = ",".join([*container.mounts, *_mount_same(own, container.mounts)])
     python = ["python3", "-c", BEGIN_INSIDE]
-    mounts = ",".join([*container.mounts, *_mount_same(folders, container.mounts)])
     if container.kind == "pyxis":
         options = [f"--container-image={container.image}", f"--container-mounts={mounts}"]
-        return shlex.join(python), options
-    start = [container.kind, "exec", "--bind", mounts]
+        return [*options, f"--container-workdir={Path.cwd()}", *python]
+    start = [container.kind, "exec", "--bind", mounts, "--pwd", str(Path.cwd())]
     if num_gpus:
         start.append("--nv")  # the driver of the node
-    return shlex.join([*start, container.image, *python]), []
+    return [*start, container.image, *python]
 
 
 def _mount_same(folders: Iterable[Path], given: Sequence[str]) -> list[str]:
     """Mounts of folders under their own paths, without those that lie in another one or are mounted already."""
     taken = [Path(mount.split(":")[1]) for mount in given]
     found: list[str] = []
-    for folder in sorted(set(folders)):
+    # Never the root: the image has its own.
+    for folder in sorted({one for one in folders if one != Path(one.anchor)}):
         if not any(folder.is_relative_to(one) for one in taken):
             taken.append(folder)
             found.append(f"{folder}:{folder}")

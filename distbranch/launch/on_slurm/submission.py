@@ -14,6 +14,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from contextlib import redirect_stderr
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from distbranch.launch.jobs import (
     write_job,
 )
 from distbranch.launch.on_slurm import hold_signals
-from distbranch.launch.on_slurm.containers import make_command, make_container_setup
+from distbranch.launch.on_slurm.containers import list_container_words, make_container_setup
 from distbranch.launch.on_slurm.queue import check_partition, explain_refusal
 from distbranch.launch.on_slurm.resources import Resources, count_gpus, list_variables_against
 from distbranch.launch.on_slurm.task import Task
@@ -101,12 +102,10 @@ def submit_runs(
         jobs = [_start_here(tasks[0])]
     else:
         folder = folder or waiting[0].run_directory
+        resources = _let_container_see(waiting[0], resources)
         try:
             jobs = _submit_tasks(
-                tasks,
-                make_sbatch_parameters(waiting[0], resources, folder, at_once),
-                folder,
-                make_python_command(waiting[0], resources, folder)[0],
+                tasks, make_sbatch_parameters(waiting[0], resources, folder, at_once), folder
             )
         except UserError:
             for (
@@ -131,8 +130,8 @@ def render_batch_script(
             return 1
 
     checked = _resolve_config(config, resources)
-    python, _ = make_python_command(checked, resources, checked.run_directory)
-    executor = OnPaper(checked.run_directory / FOLDER, python=python)
+    resources = _let_container_see(checked, resources)
+    executor = OnPaper(checked.run_directory / FOLDER, python=PYTHON)
     executor.update_parameters(
         **make_sbatch_parameters(checked, resources, checked.run_directory, at_once)
     )
@@ -265,9 +264,7 @@ def _start_here(task: Task) -> Job:
     )
 
 
-def _submit_tasks(
-    tasks: Sequence[Task], parameters: dict[str, Any], folder: Path, python: str
-) -> list[Job]:
+def _submit_tasks(tasks: Sequence[Task], parameters: dict[str, Any], folder: Path) -> list[Job]:
     """Submit tasks as one job, or several as an array."""
     import submitit
 
@@ -277,7 +274,7 @@ def _submit_tasks(
         warnings.simplefilter("ignore")
         try:
             executor = submitit.SlurmExecutor(
-                folder / FOLDER, max_num_timeout=MAX_TIMEOUTS, python=python
+                folder / FOLDER, max_num_timeout=MAX_TIMEOUTS, python=PYTHON
             )
             executor.update_parameters(**parameters)
             found = executor.submit_array(tasks) if len(tasks) > 1 else [executor.submit(tasks[0])]
@@ -305,7 +302,12 @@ def make_sbatch_parameters(
     }  # submitit's form of them
     gpus = None if count_gpus(resources.further) else resources.gpus_per_node or None
     typed_gpus = f"{resources.gpu_type}:{gpus}" if gpus and resources.gpu_type else gpus
-    _, inside = make_python_command(config, resources, shared_folder)
+    container = resources.container
+    inside = (
+        list_container_words(container, shared_folder, num_gpus=resources.num_gpus)
+        if container
+        else []
+    )
     given = {
         "job_name": resources.job_name or str(config.run.name),
         "time": resources.timeout_min,
@@ -324,23 +326,21 @@ def make_sbatch_parameters(
         "wckey": "",
         "array_parallelism": at_once,
         "setup": _make_setup(resources, shared_folder),
-        "srun_args": [ALL_CORES, *inside, *resources.srun],
+        "srun_args": [ALL_CORES, *resources.srun, *inside],
         "additional_parameters": further,
     }
     return {key: value for key, value in given.items() if value is not None}
 
 
-def make_python_command(
-    config: Config, resources: Resources, shared_folder: Path
-) -> tuple[str, list[str]]:
-    """The shell command that is the Python of a task, and what srun is told for it: in a container, if there is one."""
+def _let_container_see(config: Config, resources: Resources) -> Resources:
+    """What is asked of Slurm for a run, with what the run reads and writes mounted."""
     if resources.container is None:
-        return PYTHON, []
+        return resources
     read = [path for key, path in list_run_paths(config) if key != "run.directory"]
     # Data that the job is to pack are not there yet, but what is to hold them.
-    seen = {find_existing_folder(Path(path)) for path in read if not is_remote(path)}
-    seen = {Path(config.run.directory), shared_folder, *seen} - {Path(shared_folder.anchor)}
-    return make_command(resources.container, seen, num_gpus=resources.num_gpus)
+    seen = [find_existing_folder(Path(path)) for path in read if not is_remote(path)]
+    container = replace(resources.container, folders=(Path(config.run.directory), *seen))
+    return replace(resources, container=container)
 
 
 def _make_setup_line(line: str) -> str:
