@@ -124,7 +124,7 @@ def _explain(section: str, error: ValidationError) -> Iterator[str]:
         key = str(problem["loc"][0])
         if problem["type"] == "extra_forbidden":
             near = ", ".join(find_near(key, known))
-            yield f"{section}.{key}: `submit {section}` has no such option, the nearest are {near}"
+            yield f"{section}.{key}: unknown, the nearest are {near}"
         else:
             said = WORDS.get(problem["type"], problem["msg"])
             yield f"{section}.{key}: {said[:1].lower()}{said[1:]}, found {problem['input']!r}"

@@ -115,7 +115,7 @@ def login(tmp_path: Path) -> Login:
 def test_lines_of_setup_reach_the_tasks_and_one_that_fails_ends_the_job_with_one_sentence(
     login: Login,
 ) -> None:
-    lines = ["export SITE='a \"b\"'", "module() { SITE+=\" $2\"; }", "module load cuda; true"]
+    lines = ["export SITE='a \"b\"'", 'module() { SITE+=" $2"; }', "module load cuda; true"]
     ended = login.runs(script_of(login.folder, Resources(setup=lines)))
     assert ended.returncode == 0, ended.stderr
     assert 'seen: a "b" cuda' in ended.stdout
@@ -139,7 +139,9 @@ def test_a_container_sees_the_folders_of_the_run_and_gets_the_driver_only_with_g
     container = parse_container(str(image), "apptainer", ["/opt/a,/opt/b:/b:ro"])
     assert container == Container(str(image), "apptainer", ("/opt/a:/opt/a", "/opt/b:/b:ro"))
     here, runs = Path.cwd(), tmp_path / "runs"
-    binds = ",".join(["/opt/a:/opt/a", "/opt/b:/b:ro", *sorted(f"{one}:{one}" for one in (here, runs))])
+    binds = ",".join(
+        ["/opt/a:/opt/a", "/opt/b:/b:ro", *sorted(f"{one}:{one}" for one in (here, runs))]
+    )
     plain = script_of(tmp_path, Resources(container=container))
     assert f" apptainer exec --bind {binds} --pwd {here} {image} python3 -c " in plain
     assert f" --nv {image} python3 " in script_of(
@@ -204,7 +206,9 @@ def test_a_task_in_a_container_asks_slurm_through_the_batch_script(login: Login)
 
 
 def test_python_in_a_container_runs_the_words_of_the_task_with_signals_held_back() -> None:
-    shown = "import signal, sys; print(sorted(signal.pthread_sigmask(signal.SIG_BLOCK, [])), sys.argv)"
+    shown = (
+        "import signal, sys; print(sorted(signal.pthread_sigmask(signal.SIG_BLOCK, [])), sys.argv)"
+    )
     words = ["/outside/python", "-I", "-S", "hold.py", "-u", "-c", shown, "folder"]
     ended = subprocess.run(
         [sys.executable, "-c", BEGIN_INSIDE, *words], capture_output=True, text=True, check=True
