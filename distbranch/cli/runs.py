@@ -187,23 +187,42 @@ def report(
 
 def doctor(
     storage: Annotated[Path, Option(help="The folder of runs to check.")] = Path("runs"),
+    ranks: Annotated[
+        int | None,
+        Option(
+            help="Measure how fast so many ranks talk to each other: those of torchrun or srun, else processes of this machine.",
+            min=2,
+        ),
+    ] = None,
 ) -> None:
-    """Check this machine: what it has, what is wrong with it and what to do about it.
+    """Check this machine: what it has, what is wrong with it and what to do about it. Or, with --ranks, the network between hosts.
 
     Examples:
     - `distbranch doctor`
     - `distbranch doctor --storage /shared/runs`
+    - `srun --nodes 2 --ntasks-per-node 8 --gpus-per-node 8 distbranch doctor --ranks 16`
     """
-    from distbranch.launch.doctor import check_machine, raise_if_wrong
+    if ranks is not None:
+        return _show_ranks(ranks)
+    from distbranch.cli.site_file import describe_site_file
+    from distbranch.launch.doctor import Finding, check_machine, raise_if_wrong
 
-    findings = check_machine(storage)
+    findings = [*check_machine(storage), Finding("site file", *describe_site_file())]
     table = Table("", "what", "found", "what to do")
     for finding in findings:
         mark = "[red]x[/red]" if finding.advice else "[green]ok[/green]"
         table.add_row(mark, *map(escape, (finding.what, finding.found, finding.advice)))
     console.print(table)
     # After the table, for the exit code: a script may ask whether the machine is fit.
-    raise_if_wrong(findings)
+    return raise_if_wrong(findings)
+
+
+def _show_ranks(num_ranks: int) -> None:
+    from distbranch.launch.rank_check import describe_report, describe_title, measure_ranks
+
+    report = measure_ranks(num_ranks)
+    if report is not None:
+        show_wide(build_table(describe_report(report), title=describe_title(report)))
 
 
 def _show_result(result: "RunResult") -> None:

@@ -8,13 +8,14 @@ from typing import Annotated, Literal
 import typer
 from typer import Argument, Option
 
+from distbranch.cli.site import SiteCommand
 from distbranch.cli.terminal import Overrides, print_piece, print_plain
 from distbranch.errors import UsageError
 
 submit_app = typer.Typer(no_args_is_help=True, help="Train a run as a job of a cluster.")
 
 
-@submit_app.command("ray")
+@submit_app.command("ray", cls=SiteCommand)
 def submit_ray(
     config: Annotated[Path, Argument(help="A YAML file inside this folder, which is uploaded.")],
     overrides: Overrides = None,
@@ -48,11 +49,11 @@ def submit_ray(
 # What both commands ask of Slurm; their words are those of sbatch.
 Partition = Annotated[str | None, Option(help="Partition; the site's default if empty.")]
 Gpus = Annotated[
-    int,
+    str,
     Option(
         "--gpus-per-node",
-        help="GPUs of each node; one rank on each. With a type: --sbatch gres=gpu:a100:2.",
-        min=0,
+        metavar="[TYPE:]NUMBER",
+        help="GPUs of each node, such as 2, a100:2 or 1g.10gb:2; one rank on each.",
     ),
 ]
 Cpus = Annotated[
@@ -79,16 +80,45 @@ Further = Annotated[
     list[str] | None,
     Option("--sbatch", metavar="KEY=VALUE", help="Another option of sbatch; may be given again."),
 ]
+Setup = Annotated[
+    list[str] | None,
+    Option(
+        metavar="LINE",
+        help="A line of shell before the tasks, such as 'module load cuda'; may be given again.",
+    ),
+]
+Srun = Annotated[
+    list[str] | None,
+    Option("--srun", metavar="KEY=VALUE", help="Another option of srun; may be given again."),
+]
+Image = Annotated[
+    str | None,
+    Option(
+        "--container",
+        metavar="IMAGE",
+        help="The image in which the job runs, which has this package; empty for none.",
+    ),
+]
+ImageKind = Annotated[
+    Literal["apptainer", "singularity", "pyxis"], Option("--container-kind", help="What starts it.")
+]
+Mounts = Annotated[
+    list[str] | None,
+    Option(
+        metavar="OUTSIDE[:INSIDE]",
+        help="Further folders that the container sees, separated by commas; those of the run and its data are seen anyway.",
+    ),
+]
 DryRun = Annotated[bool, Option("--dry-run", help="Print the batch script, submit nothing.")]
 
 
-@submit_app.command("slurm")
+@submit_app.command("slurm", cls=SiteCommand)
 def submit_slurm(
     config: Annotated[Path, Argument(help="A YAML file, see configs/.")],
     overrides: Overrides = None,
     partition: Partition = None,
     nodes: Annotated[int, Option(help="Nodes; several are joined by Ray.", min=1)] = 1,
-    gpus_per_node: Gpus = 0,
+    gpus_per_node: Gpus = "0",
     cpus_per_node: Cpus = None,
     time: Time = "60",
     account: Account = None,
@@ -99,6 +129,11 @@ def submit_slurm(
     job_name: JobName = None,
     signal_delay: SignalDelay = 90,
     sbatch: Further = None,
+    srun: Srun = None,
+    setup: Setup = None,
+    container: Image = None,
+    container_kind: ImageKind = "apptainer",
+    mounts: Mounts = None,
     port: Annotated[
         int | None, Option(help="Port of the Ray head; a free one if empty.", min=1, max=65535)
     ] = None,
@@ -118,12 +153,21 @@ def submit_slurm(
     """
     from distbranch.config import load_config
     from distbranch.launch.on_slurm import submission
-    from distbranch.launch.on_slurm.resources import Resources, parse_further_options, parse_minutes
+    from distbranch.launch.on_slurm.containers import parse_container
+    from distbranch.launch.on_slurm.resources import (
+        Resources,
+        parse_further_options,
+        parse_gpus,
+        parse_minutes,
+        parse_srun_options,
+    )
 
+    gpu_type, num_gpus = parse_gpus(gpus_per_node)
     resources = Resources(
         partition=partition,
         nodes=nodes,
-        gpus_per_node=gpus_per_node,
+        gpus_per_node=num_gpus,
+        gpu_type=gpu_type,
         cpus_per_node=cpus_per_node,
         timeout_min=parse_minutes(time),
         account=account,
@@ -133,7 +177,10 @@ def submit_slurm(
         exclusive=exclusive,
         job_name=job_name,
         signal_delay_s=signal_delay,
-        further=parse_further_options(sbatch or [], gpus_per_node=gpus_per_node),
+        further=parse_further_options(sbatch or [], gpus_per_node=num_gpus),
+        setup=setup or (),
+        srun=parse_srun_options(srun or []),
+        container=parse_container(container, container_kind, mounts or []),
         port=port,
         executor=executor,
     )
@@ -158,7 +205,7 @@ def submit_slurm(
     return None
 
 
-@submit_app.command("slurm-array")
+@submit_app.command("slurm-array", cls=SiteCommand)
 def submit_slurm_array(
     sweep: Annotated[Path, Argument(help="A sweep file, see configs/.")],
     overrides: Overrides = None,
@@ -183,6 +230,11 @@ def submit_slurm_array(
     job_name: JobName = None,
     signal_delay: SignalDelay = 90,
     sbatch: Further = None,
+    srun: Srun = None,
+    setup: Setup = None,
+    container: Image = None,
+    container_kind: ImageKind = "apptainer",
+    mounts: Mounts = None,
     dry_run: DryRun = False,
 ) -> None:
     """Train every trial of a sweep as a job of its own, in one array of Slurm. Finished trials are not repeated.
@@ -192,7 +244,13 @@ def submit_slurm_array(
     """
     from distbranch.config.sweep import load_sweep
     from distbranch.launch.on_slurm import submission
-    from distbranch.launch.on_slurm.resources import Resources, parse_further_options, parse_minutes
+    from distbranch.launch.on_slurm.containers import parse_container
+    from distbranch.launch.on_slurm.resources import (
+        Resources,
+        parse_further_options,
+        parse_minutes,
+        parse_srun_options,
+    )
     from distbranch.sweep.plan import list_trials
 
     # Options are written as overrides, so that they are checked and recorded as keys of the sweep.
@@ -222,6 +280,9 @@ def submit_slurm_array(
         job_name=job_name or loaded.name,
         signal_delay_s=signal_delay,
         further=parse_further_options(sbatch or [], gpus_per_node=gpus_per_trial),
+        setup=setup or (),
+        srun=parse_srun_options(srun or []),
+        container=parse_container(container, container_kind, mounts or []),
     )
     if dry_run:
         return print_plain(

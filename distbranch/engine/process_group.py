@@ -195,8 +195,20 @@ def num_local_ranks() -> int:
 
 
 def uses_nccl(launch: LaunchConfig) -> bool:
-    """Whether ranks on GPUs talk by NCCL, which refuses two of them on one GPU; those that share one talk by gloo."""
-    return launch.gpus_per_worker == 1
+    """Whether ranks on GPUs talk by NCCL, which refuses two of them on one GPU, also in parts of it by MIG; those talk by gloo."""
+    return launch.gpus_per_worker == 1 and count_mig_parts() == 0
+
+
+def count_mig_parts() -> int:
+    """How many parts of GPUs, as MIG makes them, this process was given; of several CUDA shows it the first alone.
+
+    Example:
+        >>> os.environ["CUDA_VISIBLE_DEVICES"] = "MIG-1c2d,MIG-9f3a"
+        >>> count_mig_parts()
+        2
+    """
+    given = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    return sum(device.strip().startswith("MIG-") for device in given)
 
 
 def wants_gpu(launch: LaunchConfig) -> bool:

@@ -5,21 +5,14 @@ Imports Ray, so only what runs under Ray may import it.
 
 import os
 
-import psutil
 import ray
 from ray.train.torch import TorchConfig
+
+from distbranch.launch.interfaces import find_interface
 
 # What is left of a process group one of whose ranks died cannot be left in order; Ray would wait 30 s for it before it
 # kills the workers and starts new ones.
 SECONDS_TO_LEAVE = "3"
-
-
-def find_interface(address: str) -> str | None:
-    """The name of the network interface that carries an IP address on this machine."""
-    for name, addresses in psutil.net_if_addrs().items():
-        if any(entry.address.partition("%")[0] == address for entry in addresses):
-            return name
-    return None
 
 
 def use_interface_of_node() -> None:

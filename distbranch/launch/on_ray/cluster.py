@@ -20,7 +20,7 @@ import psutil
 from distbranch.config import Config, LaunchConfig
 from distbranch.config.paths import is_remote
 from distbranch.data.shards import DATASET_FILE
-from distbranch.engine.process_group import num_cores
+from distbranch.engine.process_group import count_mig_parts, num_cores
 from distbranch.engine.remote_run import RemoteRun
 from distbranch.engine.run_log import Report
 from distbranch.errors import UserError, reason_of
@@ -100,6 +100,8 @@ def open_cluster(
                 "address": "local",
                 "num_cpus": cpus,
                 "include_dashboard": False,
+                # Ray counts whole GPUs; None lets it.
+                "num_gpus": count_mig_parts() or None,
                 "_temp_dir": folder,
                 "_metrics_export_port": metrics_port,
             }

@@ -1,4 +1,4 @@
-"""What a job of Slurm asks for, as people write it: options of sbatch, GPUs in any of its ways, and what the shell may add.
+"""What a job of Slurm asks for, as people write it: options of sbatch and srun, GPUs in any way, and what the shell may add.
 
 sbatch hands all of the shell's environment down to a job. In a job, Slurm's variables describe that job: a new one would take
 them for its own and bind its tasks to the wrong cores, or refuse to start. And sbatch lets SBATCH_* variables of a user's profile
@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from distbranch.errors import UsageError
+from distbranch.launch.on_slurm.containers import Container
 
 # Options of sbatch that this package sets or depends on, and what to use in their place.
 OWN_OPTIONS = {
@@ -25,6 +26,12 @@ OWN_OPTIONS = {
     "output": "`distbranch logs`",
     "error": "`distbranch logs`",
     "open-mode": "`distbranch logs`",
+}
+# The same of srun. --cpu-bind is not among them: ours comes first, and the last one counts.
+OWN_SRUN_OPTIONS = {
+    **{key: OWN_OPTIONS[key] for key in ("nodes", "ntasks", "ntasks-per-node", "output", "error")},
+    "container-image": "--container",
+    "container-mounts": "--mounts",
 }
 OF_A_JOB = ("SLURM_", "SLURMD_", "SRUN_", "SUBMITIT_", "SBATCH_CPU_BIND", "SBATCH_MEM_BIND")
 OF_THE_SITE = ("SLURM_CONF", "SLURM_JWT", "SLURM_CLUSTERS")
@@ -47,11 +54,16 @@ ALWAYS_OURS = ("array", "output", "error", "open-mode", "signal", "wait", *GPU_O
 
 @dataclass(frozen=True)
 class Resources:
-    """What is asked of Slurm for one run; `memory` per node as Slurm writes it (64G), `further`: other options of sbatch."""
+    """What is asked of Slurm for one run.
+
+    `gpu_type`: as the site calls it (a100, 1g.10gb); `memory` per node as Slurm writes it (64G); `further`: other options of sbatch;
+    `setup`: lines of the batch script before the tasks; `srun`: other options of srun, as it takes them.
+    """
 
     partition: str | None = None
     nodes: int = 1
     gpus_per_node: int = 0
+    gpu_type: str | None = None
     cpus_per_node: int | None = None
     timeout_min: int = 60
     account: str | None = None
@@ -63,6 +75,9 @@ class Resources:
     signal_delay_s: int = 90
     port: int | None = None
     further: Mapping[str, str] = field(default_factory=dict)
+    setup: Sequence[str] = ()
+    srun: Sequence[str] = ()
+    container: Container | None = None
     executor: Literal["slurm", "local"] = "slurm"
 
     @property
@@ -108,6 +123,21 @@ def _count_item(item: str, *, is_resource: bool) -> int:
     return int(words[-1]) if words[-1].isdecimal() else 1
 
 
+def parse_gpus(text: str) -> tuple[str | None, int]:
+    """The type, if one is given, and the number of `2`, `a100:2` or `1g.10gb:2` (parts of a GPU, by MIG).
+
+    Raises:
+        UsageError: another form.
+    """
+    kind, _, number = text.strip().rpartition(":")
+    if not number.isdecimal() or not re.fullmatch(r"[\w.+-]*", kind):
+        raise UsageError(
+            f"--gpus-per-node is written NUMBER or TYPE:NUMBER, such as 2, a100:2 or 1g.10gb:2 (`sinfo -o '%P %G'` shows the types), "
+            f"found '{text}'."
+        )
+    return kind or None, int(number)
+
+
 def parse_minutes(text: str) -> int:
     """A time limit as Slurm writes it (`90`, `12:00:00`, `2-00:00:00`), in whole minutes.
 
@@ -144,19 +174,40 @@ def parse_further_options(pairs: Sequence[str], *, gpus_per_node: int) -> dict[s
                 f"--sbatch takes KEY=VALUE, such as --sbatch nodelist=n1, found '{pair}'."
             )
         options[key.lstrip("-").replace("_", "-")] = value
-    # All of them in one message, so that nobody corrects one after the other.
-    taken = [
-        f"{OWN_OPTIONS[key]} in place of --sbatch {key}={options[key]}"
-        for key in OWN_OPTIONS
-        if key in options
-    ]
-    if taken:
-        raise UsageError(f"Give {', and '.join(taken)}.")
+    _refuse_own_options("--sbatch", options, OWN_OPTIONS)
     if not gpus_per_node and not count_gpus(options):
         for option in GPU_OPTIONS:
             if given := os.environ.get(_list_variables(option)[0]):
                 options.setdefault(option, given)
     return options
+
+
+def parse_srun_options(pairs: Sequence[str]) -> tuple[str, ...]:
+    """Further options of srun, as it takes them, from KEY=VALUE, or KEY where srun takes no value; of a key given twice the last.
+
+    Raises:
+        UsageError: an option that this package has a word of its own for, or none at all.
+    """
+    options = {}
+    for pair in pairs:
+        key, sign, value = pair.partition("=")
+        key = key.strip().lstrip("-").replace("_", "-")
+        if not re.fullmatch(r"[a-z][a-z-]+", key):
+            raise UsageError(f"--srun takes KEY=VALUE, such as --srun mpi=none, found '{pair}'.")
+        options[key] = sign + value
+    _refuse_own_options("--srun", options, OWN_SRUN_OPTIONS)
+    return tuple(f"--{key}{value}" for key, value in options.items())
+
+
+def _refuse_own_options(word: str, given: Mapping[str, str], own: Mapping[str, str]) -> None:
+    # All of them in one message, so that nobody corrects one after the other.
+    taken = [
+        f"{own[key]} in place of {word} {key}={given[key].removeprefix('=')}"
+        for key in own
+        if key in given
+    ]
+    if taken:
+        raise UsageError(f"Give {', and '.join(taken)}.")
 
 
 def list_variables_against(options: Iterable[str]) -> set[str]:

@@ -14,6 +14,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from contextlib import redirect_stderr
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +35,19 @@ from distbranch.launch.jobs import (
     write_job,
 )
 from distbranch.launch.on_slurm import hold_signals
+from distbranch.launch.on_slurm.containers import list_container_words, make_container_setup
 from distbranch.launch.on_slurm.queue import check_partition, explain_refusal
 from distbranch.launch.on_slurm.resources import Resources, count_gpus, list_variables_against
 from distbranch.launch.on_slurm.task import Task
 from distbranch.launch.prepare import (
     check_data,
     is_to_be_packed,
+    list_run_paths,
     read_packed_data,
     with_absolute_paths,
 )
 from distbranch.launch.processes import restored_environment
+from distbranch.launch.ray_folder import find_existing_folder
 from distbranch.launch.stopping import EXIT_PREEMPTED
 
 FOLDER = "slurm"  # in the run directory: the batch script, the logs, what tasks tell each other
@@ -84,6 +88,8 @@ def submit_runs(
         raise UsageError(
             f"--executor local has one node, this machine, found --nodes {resources.nodes}."
         )
+    elif resources.setup or resources.srun or resources.container:
+        say("--executor local runs here as it is, without --setup, --srun and --container.")
     checked = [_resolve_config(config, resources) for config in runs]
     waiting = [config for config in checked if not _is_settled(config, say)]
     if not waiting:
@@ -96,6 +102,7 @@ def submit_runs(
         jobs = [_start_here(tasks[0])]
     else:
         folder = folder or waiting[0].run_directory
+        resources = _let_container_see(waiting[0], resources)
         try:
             jobs = _submit_tasks(
                 tasks, make_sbatch_parameters(waiting[0], resources, folder, at_once), folder
@@ -123,6 +130,7 @@ def render_batch_script(
             return 1
 
     checked = _resolve_config(config, resources)
+    resources = _let_container_see(checked, resources)
     executor = OnPaper(checked.run_directory / FOLDER, python=PYTHON)
     executor.update_parameters(
         **make_sbatch_parameters(checked, resources, checked.run_directory, at_once)
@@ -292,14 +300,21 @@ def make_sbatch_parameters(
     further |= {
         key.replace("-", "_"): value for key, value in resources.further.items()
     }  # submitit's form of them
-    gpus = None if count_gpus(resources.further) else resources.gpus_per_node
+    gpus = None if count_gpus(resources.further) else resources.gpus_per_node or None
+    typed_gpus = f"{resources.gpu_type}:{gpus}" if gpus and resources.gpu_type else gpus
+    container = resources.container
+    inside = (
+        list_container_words(container, shared_folder, num_gpus=resources.num_gpus)
+        if container
+        else []
+    )
     given = {
         "job_name": resources.job_name or str(config.run.name),
         "time": resources.timeout_min,
         "nodes": resources.nodes,
         "ntasks_per_node": 1,
         "cpus_per_task": resources.cpus_per_node,
-        "gpus_per_node": gpus or None,
+        "gpus_per_node": typed_gpus,
         "stderr_to_stdout": True,
         "partition": resources.partition,
         "account": resources.account,
@@ -310,18 +325,37 @@ def make_sbatch_parameters(
         "signal_delay_s": resources.signal_delay_s,
         "wckey": "",
         "array_parallelism": at_once,
-        "setup": _make_setup(shared_folder),
-        "srun_args": [ALL_CORES],
+        "setup": _make_setup(resources, shared_folder),
+        "srun_args": [ALL_CORES, *resources.srun, *inside],
         "additional_parameters": further,
     }
     return {key: value for key, value in given.items() if value is not None}
 
 
-def _make_setup(shared_folder: Path) -> list[str]:
-    """Commands of the batch script before its tasks begin: every node must see what the first one writes now."""
+def _let_container_see(config: Config, resources: Resources) -> Resources:
+    """What is asked of Slurm for a run, with what the run reads and writes mounted."""
+    if resources.container is None:
+        return resources
+    read = [path for key, path in list_run_paths(config) if key != "run.directory"]
+    # Data that the job is to pack are not there yet, but what is to hold them.
+    seen = [find_existing_folder(Path(path)) for path in read if not is_remote(path)]
+    container = replace(resources.container, folders=(Path(config.run.directory), *seen))
+    return replace(resources, container=container)
+
+
+def _make_setup_line(line: str) -> str:
+    """A line of --setup as the batch script has it: where it fails, or is no shell at all, the job ends with one sentence."""
+    told = f'"Error: on $SLURMD_NODENAME this line of --setup failed with exit code $?:" {shlex.quote(line)}'
+    return f"eval {shlex.quote(line)} || {{ echo {told}; exit 1; }}"
+
+
+def _make_setup(resources: Resources, shared_folder: Path) -> list[str]:
+    """Commands of the batch script before its tasks begin: the site's, then every node must see what the first one writes now."""
+    container = resources.container
     advice = f"does not see {shared_folder} as the first node does. Give a run.directory on storage that all nodes share."
     look = f'trap "" USR2; test -e "$0" || {{ echo "Error: the node $SLURMD_NODENAME {advice}"; exit 1; }}'
     return [
+        *map(_make_setup_line, resources.setup),
         # From 22.05 on srun does not read how many cores its job has for a task; and it exports no more than sbatch --export allows.
         '[ -z "$SLURM_CPUS_PER_TASK" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK',
         "unset SLURM_EXPORT_ENV",
@@ -330,4 +364,5 @@ def _make_setup(shared_folder: Path) -> list[str]:
         f'marker={shlex.quote(str(shared_folder))}/.seen-$SLURM_JOB_ID; touch "$marker"',
         f'srun --ntasks-per-node=1 --kill-on-bad-exit=0 sh -c {shlex.quote(look)} "$marker" || {{ rm -f "$marker"; exit 1; }}',
         'rm -f "$marker"',
+        *(make_container_setup(container, shared_folder / FOLDER) if container else ()),
     ]

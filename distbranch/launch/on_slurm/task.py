@@ -25,6 +25,7 @@ from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UserError
 from distbranch.launch.on_ray.address import find_last_line
+from distbranch.launch.on_slurm.containers import use_scontrol_of_batch_script
 from distbranch.launch.on_slurm.hold_signals import HELD
 from distbranch.launch.on_slurm.node import (
     SECONDS_BETWEEN_LOOKS,
@@ -76,6 +77,7 @@ class Task:
         import submitit
 
         tolerate_any_text()
+        use_scontrol_of_batch_script()
         signal.signal(signal.SIGTERM, self._receive_sigterm)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)  # those that came too early act here
         place = Place.from_environment(self.run_directory)

@@ -121,7 +121,7 @@ def test_a_run_whose_host_dies_goes_on_on_another_one_with_the_same_bits(
 
 
 def test_the_interface_is_the_one_that_carries_the_nodes_address() -> None:
-    from distbranch.launch.on_ray.backend import find_interface
+    from distbranch.launch.interfaces import find_interface
 
     assert find_interface("127.0.0.1") == "lo"
     assert find_interface("203.0.113.7") is None
