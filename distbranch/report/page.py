@@ -19,6 +19,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from distbranch.config.network import BASELINES, WIDTHS, ModelConfig
+from distbranch.engine.provenance import shorten_commit
 from distbranch.errors import UserError
 from distbranch.kinds.kind import PER_CLASS
 from distbranch.metrics import list_metrics
@@ -58,6 +59,7 @@ from distbranch.report.run_files import (
     read_run,
     read_thin,
 )
+from distbranch.report.starts import list_repeat_commands, tabulate_starts
 
 SMALLEST = 0.6  # of its size to which a narrow page shrinks a figure; smaller letters are not read, so it is moved instead
 COMPARABLE = (
@@ -159,8 +161,16 @@ def render_run(
             for name, (heading, note, _) in of_answers.items()
         ],
         answer_sheets=list_sheets(run.directory, answers) if answers is not None else [],
-        settings={"Configuration": run.config, "Environment": run.environment},
+        commit=shorten_commit(run.environment.get("commit")),
+        starts=tabulate_starts(run.environment),
+        repeat_commands=list_repeat_commands(run),
+        settings={"Configuration": run.config, "Environment": _leave_out_starts(run.environment)},
     )
+
+
+def _leave_out_starts(environment: Mapping[str, Any]) -> dict[str, Any]:
+    """The last start, as the settings show it: the others have a table."""
+    return {key: value for key, value in environment.items() if key != "starts"}
 
 
 def render_template(template: str, **values: Any) -> str:
