@@ -83,6 +83,17 @@ def _ask_git(*command: str, codes: Sequence[int] = (0,)) -> str:
 
 
 @cache
+def hash_code() -> str:
+    """The sha256 of all modules of this package: the same in a checkout, at another commit that left them alone, and in an image."""
+    hashed = hashlib.sha256()
+    for file in sorted(PACKAGE.rglob("*.py")):
+        content = file.read_bytes()
+        hashed.update(f"{file.relative_to(PACKAGE).as_posix()} {len(content)}\n".encode())
+        hashed.update(content)
+    return hashed.hexdigest()
+
+
+@cache
 def list_packages() -> tuple[str, ...]:
     """All installed packages but this one, as `name==version`, sorted: a file of them is one that `pip install -r` takes."""
     found: dict[str, str] = {}
@@ -102,6 +113,7 @@ def describe_code() -> dict[str, Any]:
     source = read_source()
     return {
         "python": platform.python_version(),
+        "code_sha256": hash_code(),
         "commit": source.commit,
         "uncommitted_sha256": hash_text(source.diff) if source.diff else None,
         "packages_sha256": hash_text(format_packages()),
@@ -174,23 +186,27 @@ def list_changes(
 
     What either of them does not tell, as those of earlier versions, does not count.
     """
-    changes: list[str] = []
-    both = before.keys() & now.keys()
-    # Those of earlier versions are shorter.
-    old, new = (str(one.get("commit")).rstrip("+") for one in (before, now))
-    if "commit" in both and not (old.startswith(new) or new.startswith(old)):
-        told = (shorten_commit(one["commit"]) for one in (before, now))
-        changes.append(f"commit {' -> '.join(told)}")
-    key = "uncommitted_sha256"
-    if not changes and key in both and before[key] != now[key]:
-        changes.append("uncommitted changes")
-    if "python" in both and before["python"] != now["python"]:
+    differing = {key for key in before.keys() & now.keys() if before[key] != now[key]}
+    changes = []
+    if "code_sha256" in differing:
+        changes.append(_describe_code_change(before, now))
+    if "python" in differing:
         changes.append(f"python {before['python']} -> {now['python']}")
-    if "packages_sha256" in both and before["packages_sha256"] != now["packages_sha256"]:
+    if "packages_sha256" in differing:
         changes += _list_changed_packages(packages_before, packages_now)
-    if "data" in both and before["data"] != now["data"]:
+    if "data" in differing:
         changes.append(f"data {before['data'][:DIGITS]} -> {now['data'][:DIGITS]}")
     return changes
+
+
+def _describe_code_change(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """By commits where these tell it."""
+    commits = [one["commit"] for one in (before, now)]
+    if commits[0] == commits[1] and commits[0] is not None:
+        return "other uncommitted changes"
+    if None not in commits:
+        return f"commit {' -> '.join(map(shorten_commit, commits))}"
+    return f"code {' -> '.join(one['code_sha256'][:DIGITS] for one in (before, now))}"
 
 
 def shorten_commit(commit: str | None) -> str:
