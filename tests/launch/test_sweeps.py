@@ -104,7 +104,12 @@ def test_a_sweep_stops_poor_trials_of_a_size_and_repeats_nothing(
     file = write_good_and_poor(tmp_path, tiny_data)
     code, output = run_sweep(file)
     assert code == 0, output
-    assert_poor_ones_were_stopped(tmp_path / "runs" / "tiny")
+    directory = tmp_path / "runs" / "tiny"
+    assert_poor_ones_were_stopped(directory)
+    commands = {
+        json.loads(record.read_text())["command"] for record in directory.glob("*/environment.json")
+    }
+    assert commands == {f"python -m distbranch sweep {file}"}
     code, output = run_sweep(file)
     assert code == 0
     assert "4 trials, 4 of them done before" in output
