@@ -19,9 +19,8 @@ from typing import Any
 from distbranch.engine.run_directory import write_atomically
 
 PACKAGE = Path(__file__).resolve().parents[1]
-SECONDS_FOR_GIT = (
-    10  # some file systems take long to answer `git status`; a run does not wait for that
-)
+# Some file systems take long to answer `git diff`; a run does not wait for that.
+SECONDS_FOR_GIT = 10
 # Whatever the user's own settings of git are, for `git apply` should take it.
 DIFF = (
     *("-c", "diff.noprefix=false", "-c", "diff.mnemonicPrefix=false"),
@@ -101,9 +100,8 @@ def list_packages() -> tuple[str, ...]:
         name = package.name
         if name is None or OF_RAY in str(package.locate_file("")):
             continue
-        found.setdefault(
-            re.sub(r"[-_.]+", "-", name).lower(), package.version
-        )  # the first is imported
+        # Of several the first is imported.
+        found.setdefault(re.sub(r"[-_.]+", "-", name).lower(), package.version)
     found.pop("distbranch", None)
     return tuple(f"{name}=={version}" for name, version in sorted(found.items()))
 
@@ -154,7 +152,7 @@ def keep_text(path: Path, text: str) -> None:
     An empty text is no file.
     """
     if path.exists():
-        before = path.read_text(encoding="utf-8")
+        before = path.read_bytes().decode(errors="replace")
         if before == text:
             return
         path.replace(path.with_name(name_earlier(path.name, hash_text(before))))

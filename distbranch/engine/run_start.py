@@ -60,7 +60,7 @@ OF_ANOTHER_RUN = (
 def begin_run(config: Config) -> None:
     """Make the directory of a new run, or check that the one there is of the same configuration.
 
-    One of another configuration that holds no training is begun anew, and one with fewer `train.iterations` goes on to more.
+    One of another configuration that holds no training is begun anew, and one with fewer `train.iterations` is resumed up to more.
 
     Raises:
         UserError: the directory belongs to another configuration (with the differences), or cannot be written.
@@ -107,7 +107,7 @@ def begins_anew(config: Config) -> bool:
 def raises_iterations(config: Config) -> bool:
     """Whether the run that is there was begun with fewer `train.iterations` and is the same in all else, finished or not.
 
-    One that has ended, or whose scout has steps in proportion, needs a checkpoint to go on from.
+    One that has ended, or whose scout has steps in proportion, needs a checkpoint to be resumed from.
     """
     files = RunDirectory(config.run_directory)
     if config.run_url is not None or not files.config.exists() or files.family.exists():

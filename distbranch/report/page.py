@@ -59,7 +59,7 @@ from distbranch.report.run_files import (
     read_run,
     read_thin,
 )
-from distbranch.report.starts import list_repeat_commands, tabulate_starts
+from distbranch.report.starts import list_repeat_commands, select_last_start, tabulate_starts
 
 SMALLEST = 0.6  # of its size to which a narrow page shrinks a figure; smaller letters are not read, so it is moved instead
 COMPARABLE = (
@@ -164,13 +164,8 @@ def render_run(
         commit=shorten_commit(run.environment.get("commit")),
         starts=tabulate_starts(run.environment),
         repeat_commands=list_repeat_commands(run),
-        settings={"Configuration": run.config, "Environment": _leave_out_starts(run.environment)},
+        settings={"Configuration": run.config, "Environment": select_last_start(run.environment)},
     )
-
-
-def _leave_out_starts(environment: Mapping[str, Any]) -> dict[str, Any]:
-    """The last start, as the settings show it: the others have a table."""
-    return {key: value for key, value in environment.items() if key != "starts"}
 
 
 def render_template(template: str, **values: Any) -> str:

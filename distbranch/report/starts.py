@@ -35,6 +35,11 @@ def tabulate_starts(environment: Mapping[str, Any]) -> pandas.DataFrame:
     return pandas.DataFrame(rows, dtype=object)
 
 
+def select_last_start(environment: Mapping[str, Any]) -> dict[str, Any]:
+    """All that is on record of the last start: the others have the table."""
+    return {key: value for key, value in environment.items() if key != "starts"}
+
+
 def format_time(at: str | None) -> str:
     """An ISO time to the minute."""
     return datetime.fromisoformat(at).strftime("%Y-%m-%d %H:%M") if at else ""

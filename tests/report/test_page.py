@@ -65,7 +65,7 @@ def test_the_page_of_a_grown_run_is_whole_and_needs_nothing_from_outside(
     page = report_run(grown_run, tmp_path / "out" / "report.html")
     parser = parsed(page)
     assert parser.sections == [
-        "tree", "growth", "groups", "affinity", "costs", "curves", "scores", "tasks", "throughput", "means", "decisions", "settings",
+        "tree", "growth", "groups", "affinity", "costs", "curves", "scores", "tasks", "throughput", "means", "decisions", "starts", "settings",
     ]  # fmt: skip
     assert all(address.startswith(("#", "data:")) for address in parser.addresses)
     assert "@import" not in page.read_text(encoding="utf-8")
@@ -90,7 +90,7 @@ def test_the_page_of_a_grown_run_is_whole_and_needs_nothing_from_outside(
 def test_a_run_without_decisions_has_a_page_that_says_so(make_run: MakeRun, tmp_path: Path) -> None:
     page = report_run(make_run(tmp_path / "thin", tasks=list("abcdef"), counts=()))
     assert page == tmp_path / "thin" / "report.html"
-    sections = ["tree", "curves", "scores", "tasks", "throughput", "means", "settings"]
+    sections = ["tree", "curves", "scores", "tasks", "throughput", "means", "starts", "settings"]
     assert parsed(page).sections == sections
     assert "No decision was taken" in page.read_text(encoding="utf-8")
 
