@@ -80,7 +80,7 @@ def train(
     from distbranch.report.progress import ProgressDisplay
 
     with ProgressDisplay(console) as display:
-        result = launch_train(resolved, fresh=fresh, report=display)
+        result = launch_train(resolved, fresh=fresh, report=display, config_file=config)
     # Under torchrun every rank comes here, and one table is enough.
     if os.environ.get("RANK", "0") == "0":
         _show_result(result)

@@ -179,7 +179,7 @@ def write_family(
 
 def copy_as(config: Config, leader: RunDirectory, files: RunDirectory) -> None:
     """Fill the directory `files` with what the run `config`, a relative of `leader`, would have written so far by itself."""
-    for file in (leader.environment, leader.from_run, leader.tree, leader.metrics):
+    for file in (*leader.provenance, leader.from_run, leader.tree, leader.metrics):
         if file.exists():
             shutil.copy(file, files.path)
     # First the leader's matrices, then what differs in this run: the order decides which of two files of a name stays.

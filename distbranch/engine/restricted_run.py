@@ -60,8 +60,9 @@ def restrict_run(
         write_tree(new, architecture)
         if architecture.has_policy:
             write_json(new.policy, make_policy_record(network, None, summary["iterations"]))
-        if files.environment.exists():  # which data it is of, and in which precision it computes
-            shutil.copyfile(files.environment, new.environment)
+        for file in files.provenance:  # which data it is of, and in which precision it computes
+            if file.exists():
+                shutil.copy(file, new.path)
         # Of several data sets those that are left may lack a split.
         scored = find_scored(read_data(config.data), network.tasks.names)
         splits = [split for split in summary["metrics"] if split in scored]

@@ -29,6 +29,8 @@ class RunDirectory:
         self.path = path
         self.config = path / "config.yaml"
         self.environment = path / "environment.json"
+        self.uncommitted = path / "uncommitted.diff"  # how the code differed from its commit
+        self.packages = path / "packages.txt"
         self.tree = path / "tree.json"
         self.given_tree = path / "given_tree.json"  # the one that is taken later
         self.from_run = path / "from_run.json"  # what it took of an earlier run
@@ -83,6 +85,16 @@ class RunDirectory:
                 return str(fingerprint)
         # A run whose scout is being trained has written nothing of its own yet.
         return RunDirectory(self.scout).data if self.scout.is_dir() else None
+
+    @property
+    def last_start(self) -> dict[str, Any]:
+        """What the last start recorded of code, packages, data and machine; empty if none is on record."""
+        return _read_record(self.environment)
+
+    @property
+    def provenance(self) -> tuple[Path, ...]:
+        """The files that say what the run is made of, whose names no later start takes away."""
+        return (self.environment, self.uncommitted, self.packages)
 
     @property
     def precision(self) -> str:

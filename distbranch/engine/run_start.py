@@ -4,8 +4,8 @@ import json
 import logging
 import platform
 import shutil
-import subprocess
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,22 @@ import torch
 from distbranch.config import Config, differences, load_config, to_yaml
 from distbranch.data.mixture import read_data
 from distbranch.data.shard_writer import file_sha256
+from distbranch.data.shards import DatasetInfo
 from distbranch.engine.artifact import DESCRIPTION
 from distbranch.engine.checkpoint import list_checkpoints
 from distbranch.engine.distributed import Ranks
 from distbranch.engine.process_group import num_cores
+from distbranch.engine.provenance import (
+    describe_code,
+    describe_command,
+    format_packages,
+    hide_secrets,
+    keep_text,
+    list_changes,
+    list_packages,
+    list_starts,
+    read_source,
+)
 from distbranch.engine.run_directory import (
     RunDirectory,
     append_line,
@@ -43,15 +55,12 @@ PACKAGES = (
 OF_ANOTHER_RUN = (
     "Give another run.name, undo the change, or use --fresh to start over in a new directory."
 )
-SECONDS_FOR_GIT = (
-    10  # some file systems take long to answer `git status`; a run does not wait for that
-)
 
 
 def begin_run(config: Config) -> None:
     """Make the directory of a new run, or check that the one there is of the same configuration.
 
-    One of another configuration that holds no training is begun anew, and one with fewer `train.iterations` goes on to more.
+    One of another configuration that holds no training is begun anew, and one with fewer `train.iterations` is resumed up to more.
 
     Raises:
         UserError: the directory belongs to another configuration (with the differences), or cannot be written.
@@ -63,11 +72,9 @@ def begin_run(config: Config) -> None:
             # Another process may have begun to train it since: looked at again under the lock.
             with files.locked(patience_s=0):
                 if files.is_dispensable:
-                    files.tree.unlink(missing_ok=True)
-                    files.given_tree.unlink(missing_ok=True)
-                    files.policy.unlink(missing_ok=True)
-                    files.from_run.unlink(missing_ok=True)
-                    files.decisions.unlink(missing_ok=True)
+                    of_network = (files.tree, files.given_tree, files.policy, files.from_run)
+                    for file in (*of_network, files.decisions, *files.provenance):
+                        file.unlink(missing_ok=True)
                     shutil.rmtree(files.scout, ignore_errors=True)
                     write_config(files, config)
         if raises_iterations(config):
@@ -100,7 +107,7 @@ def begins_anew(config: Config) -> bool:
 def raises_iterations(config: Config) -> bool:
     """Whether the run that is there was begun with fewer `train.iterations` and is the same in all else, finished or not.
 
-    One that has ended, or whose scout has steps in proportion, needs a checkpoint to go on from.
+    One that has ended, or whose scout has steps in proportion, needs a checkpoint to be resumed from.
     """
     files = RunDirectory(config.run_directory)
     if config.run_url is not None or not files.config.exists() or files.family.exists():
@@ -211,35 +218,79 @@ def write_environment(
     ranks: Ranks,
     rounding: Mapping[str, Any],
     *,
-    data: str,
+    info: DatasetInfo,
+    iteration: int,
     pretrained: str | None,
     plugins: Sequence[str] = (),
     label_weights: Mapping[str, Any] | None = None,
 ) -> None:
-    """Record versions, commit, hardware, world size, threads and precision of this start, and which data and weights it is of.
+    """Record of this start: code, packages, command, hardware, ranks, rounding, and which data and weights it is of.
 
-    data: the fingerprint of the data set; pretrained: the sha256 of the weights file that the run began from; plugins: loaded
-    ones, whose sha256 is recorded too; label_weights: as counted, in numbers.
+    What differs from the start before is told in a warning, if steps were trained since; `starts` lists all of them.
+
+    Args:
+        files: of the run; `uncommitted.diff` and `packages.txt` are written too.
+        ranks: this process among the others.
+        rounding: see `choose_rounding`.
+        info: the packed data.
+        iteration: the steps that were trained before.
+        pretrained: the sha256 of the weights file that the run began from.
+        plugins: loaded ones, whose sha256 is recorded too.
+        label_weights: as counted, in numbers.
     """
-    environment = {
-        "python": platform.python_version(),
-        "packages": {name: read_package_version(name) for name in PACKAGES},
-        "commit": _read_commit(),
+    what = {
+        "command": describe_command(),
         "host": platform.node(),
+        **describe_code(),
+        "data": info.fingerprint,
+        "device": str(ranks.device),
+        "world_size": ranks.world_size,
+    }
+    environment = {
+        **what,
+        "packages": {name: read_package_version(name) for name in PACKAGES},
         "processor": platform.processor() or platform.machine(),
         "cores": num_cores(),
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
-        "device": str(ranks.device),
-        "world_size": ranks.world_size,
         "threads_per_rank": rounding["threads"],
         "precision": rounding["precision"],
-        "data": data,
+        "datasets": {hide_secrets(one.path): one.fingerprint for one in info.members},
         "plugins": hash_plugins(plugins),
         "pretrained_sha256": pretrained,
     }
     if label_weights:  # a key that only such runs have
         environment["label_weights"] = label_weights
+
+    before = files.last_start
+    if iteration > 0:
+        _warn_of_changes(files, what, f"is resumed after {iteration:,} steps")
+    now = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "iteration": iteration, **what}
+    environment["starts"] = [*list_starts(before), now]
+    keep_text(files.uncommitted, read_source().diff)
+    keep_text(files.packages, format_packages())
     write_json(files.environment, environment)
+
+
+def warn_of_other_origin(config_file: Path, config: Config) -> None:
+    """Say in what a new run differs in code, packages or data from the one whose config.yaml it is begun with."""
+    files = RunDirectory(config_file.absolute().parent)
+    is_new = not RunDirectory(config.run_directory).holds_training
+    if config_file.name == files.config.name and is_new and files.last_start:
+        now = {**describe_code(), "data": read_data(config.data).fingerprint}
+        _warn_of_changes(files, now, f"is trained again as {config.run.name}")
+
+
+def _warn_of_changes(files: RunDirectory, now: Mapping[str, Any], what: str) -> None:
+    """Say in one sentence in what code, packages or data differ from those of the last start."""
+    known = files.packages.read_text(encoding="utf-8").split() if files.packages.exists() else ()
+    changes = list_changes(files.last_start, now, known, list_packages())
+    if changes:
+        logger.warning(
+            "The run %s %s with other code, packages or data (%s), so its numbers may differ.",
+            files.path,
+            what,
+            ", ".join(changes),
+        )
 
 
 def hash_pretrained(config: Config, files: RunDirectory, *, is_beginning: bool) -> str | None:
@@ -258,23 +309,3 @@ def read_package_version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def _read_commit() -> str | None:
-    """The commit of the source tree, with '+' if files differ from it; None outside a checkout."""
-    command = [
-        "git",
-        "-C",
-        str(Path(__file__).parent),
-        "describe",
-        "--always",
-        "--dirty=+",
-        "--exclude=*",
-    ]
-    try:
-        ended = subprocess.run(
-            command, capture_output=True, text=True, check=True, timeout=SECONDS_FOR_GIT
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return ended.stdout.strip()

@@ -1,5 +1,6 @@
 """Launchers: where the ranks of a run come from. `train` chooses one; what the ranks do is the engine's."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from distbranch.config import Config, load_config
 from distbranch.engine.process_group import num_started_ranks
 from distbranch.engine.results import RunResult, read_result
 from distbranch.engine.run_log import Event, Report
+from distbranch.engine.run_start import warn_of_other_origin
 from distbranch.errors import UsageError
 from distbranch.launch.on_ray.address import cluster_address
 from distbranch.launch.prepare import prepare_run
@@ -19,6 +21,7 @@ def train(
     fresh: bool = False,
     report: Report | None = None,
     apart: bool = False,
+    config_file: Path | None = None,
     **dotted: Any,
 ) -> RunResult:
     """Train one run, or resume it where it was left; a finished run is returned as it is.
@@ -28,6 +31,7 @@ def train(
         fresh: start over in a new directory if the run's own exists (`name-2`, `name-3`, ...).
         report: called with what happens (progress, decisions, evaluations).
         apart: whether Ray's driver is a process of its own, for a program that is not only ours.
+        config_file: that `config` was read from, if it is none itself: of a run's config.yaml is told what differs in code.
         dotted: overrides, `train("x.yaml", **{"method.alpha": 2})`.
 
     Raises:
@@ -49,6 +53,11 @@ def train(
     if finished is not None:
         report({"kind": "finished", "directory": resolved.run_url or str(resolved.run_directory)})
         return finished
+
+    if isinstance(config, Path | str):
+        config_file = Path(config)
+    if config_file is not None and os.environ.get("RANK", "0") == "0":
+        warn_of_other_origin(config_file, resolved)
 
     # Ray places the ranks where there are several, or a cluster is named; else, and under torchrun, this process is one.
     launch = resolved.launch

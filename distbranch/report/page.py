@@ -19,6 +19,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from distbranch.config.network import BASELINES, WIDTHS, ModelConfig
+from distbranch.engine.provenance import shorten_commit
 from distbranch.errors import UserError
 from distbranch.kinds.kind import PER_CLASS
 from distbranch.metrics import list_metrics
@@ -58,6 +59,7 @@ from distbranch.report.run_files import (
     read_run,
     read_thin,
 )
+from distbranch.report.starts import list_repeat_commands, select_last_start, tabulate_starts
 
 SMALLEST = 0.6  # of its size to which a narrow page shrinks a figure; smaller letters are not read, so it is moved instead
 COMPARABLE = (
@@ -159,7 +161,10 @@ def render_run(
             for name, (heading, note, _) in of_answers.items()
         ],
         answer_sheets=list_sheets(run.directory, answers) if answers is not None else [],
-        settings={"Configuration": run.config, "Environment": run.environment},
+        commit=shorten_commit(run.environment.get("commit")),
+        starts=tabulate_starts(run.environment),
+        repeat_commands=list_repeat_commands(run),
+        settings={"Configuration": run.config, "Environment": select_last_start(run.environment)},
     )
 
 

@@ -15,6 +15,7 @@ from zipfile import BadZipFile
 import numpy as np
 import yaml
 
+from distbranch.engine.provenance import list_starts
 from distbranch.errors import UserError
 from distbranch.report.layers import LayerBranches, list_layers
 from distbranch.tasks import Task
@@ -53,7 +54,10 @@ class RunFiles:
 
     @property
     def began(self) -> datetime | None:
-        """When training began; None where TensorBoard's files, which have it in their names, are gone."""
+        """When training began; None where neither environment.json nor the names of TensorBoard's files tell it."""
+        first = next(iter(list_starts(self.environment)), {})
+        if "at" in first:
+            return datetime.fromisoformat(first["at"])
         # one of zero seconds stands for the shared beginning of a sweep's trials, or for a scout
         files = self.directory.glob("tensorboard/events.out.tfevents.[1-9]*")
         seconds = min((int(file.name.split(".")[3]) for file in files), default=None)

@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -279,10 +280,13 @@ def make_tune_function(
                 }
             )
 
+    argv = sys.argv
+
     def train_leader(work: dict[str, Any]) -> None:
         from distbranch.report.tensorboard import log_decision
 
         tolerate_any_text()
+        sys.argv = argv  # the sweep's, which its trials write down
         reason = None
         try:
             receive_plugins(plugins)

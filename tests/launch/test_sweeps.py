@@ -120,6 +120,10 @@ def test_trials_after_an_interruption_are_judged_by_those_before_it_and_nothing_
     assert code == 0, output
     assert finished(directory).items() >= before.items()
     assert_poor_ones_were_stopped(directory)
+    commands = {
+        json.loads(record.read_text())["command"] for record in directory.glob("*/environment.json")
+    }
+    assert commands == {f"python -m distbranch sweep {file}"}
 
     code, output = run_sweep(file)
     assert code == 0

@@ -1,3 +1,4 @@
+import json
 import re
 import shutil
 import tomllib
@@ -15,6 +16,7 @@ from distbranch.report.figure_style import GRID, INK, MUTED, PAPER
 from distbranch.report.page import draw_svg, format_duration, render_run, report_run
 from distbranch.report.pictures import list_pictures
 from distbranch.report.run_files import RunFiles, read_run, read_thin
+from distbranch.report.starts import list_repeat_commands, tabulate_starts
 from distbranch.report.tree_figure import draw_tree
 
 MakeRun = Callable[..., Path]
@@ -63,7 +65,7 @@ def test_the_page_of_a_grown_run_is_whole_and_needs_nothing_from_outside(
     page = report_run(grown_run, tmp_path / "out" / "report.html")
     parser = parsed(page)
     assert parser.sections == [
-        "tree", "growth", "groups", "affinity", "costs", "curves", "scores", "tasks", "throughput", "means", "decisions", "settings",
+        "tree", "growth", "groups", "affinity", "costs", "curves", "scores", "tasks", "throughput", "means", "decisions", "starts", "settings",
     ]  # fmt: skip
     assert all(address.startswith(("#", "data:")) for address in parser.addresses)
     assert "@import" not in page.read_text(encoding="utf-8")
@@ -88,7 +90,7 @@ def test_the_page_of_a_grown_run_is_whole_and_needs_nothing_from_outside(
 def test_a_run_without_decisions_has_a_page_that_says_so(make_run: MakeRun, tmp_path: Path) -> None:
     page = report_run(make_run(tmp_path / "thin", tasks=list("abcdef"), counts=()))
     assert page == tmp_path / "thin" / "report.html"
-    sections = ["tree", "curves", "scores", "tasks", "throughput", "means", "settings"]
+    sections = ["tree", "curves", "scores", "tasks", "throughput", "means", "starts", "settings"]
     assert parsed(page).sections == sections
     assert "No decision was taken" in page.read_text(encoding="utf-8")
 
@@ -167,7 +169,40 @@ def test_the_page_says_when_and_where_a_run_began_and_how_to_repeat_it(
         (run / "tensorboard" / f"events.out.tfevents.{name}").touch()
     text = " ".join(render_run(read_run(run), {}).split())
     assert "Begun 2023-11-14 22:13 UTC on node7, commit 12da64d." in text
-    assert f"distbranch train {run}/config.yaml run.name=again" in text
+    assert f"distbranch train {run}/config.yaml --fresh" in text
+
+
+def test_the_page_has_a_row_per_start_and_the_commands_that_bring_its_code_back(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    run = make_run(tmp_path / "my run", tasks=list("abcdef"), counts=())
+    first = {
+        "at": "2026-11-30T17:39:12+00:00", "iteration": 0, "host": "node7", "world_size": 2,
+        "commit": "a" * 40 + "+", "uncommitted_sha256": "b" * 64, "packages_sha256": "c" * 64, "data": "d" * 64,
+        "command": "distbranch train <mine>.yaml",
+    }  # fmt: skip
+    second = {**first, "iteration": 2000, "commit": None, "uncommitted_sha256": None}
+    environment = {**second, "starts": [first, second]}
+    (run / "environment.json").write_text(json.dumps(environment))
+    (run / "packages.txt").write_text("numpy==2.0\n")
+    cells = tabulate_starts(environment)
+    assert list(cells["after step"]) == ["0", "2,000"]
+    assert list(cells["commit"]) == ["aaaaaaaaa+", "unknown"]
+    assert list(cells["changes"]) == ["bbbbbbbbb", "none"]
+    text = " ".join(render_run(read_run(run), {}).split())
+    assert "Begun 2026-11-30 17:39 UTC on node7, commit unknown." in text
+    assert "<code>distbranch train &lt;mine&gt;.yaml</code>" in text
+    quoted = f"'{run}"
+    assert list_repeat_commands(read_run(run)) == [
+        f"pip install -r {quoted}/packages.txt'",
+        f"distbranch train {quoted}/config.yaml' --fresh",
+    ]
+    (run / "environment.json").write_text(json.dumps({**environment, **first}))
+    (run / "uncommitted.diff").write_text("a difference\n")
+    assert list_repeat_commands(read_run(run))[:2] == [
+        f"git checkout {'a' * 40}",
+        f"git apply {quoted}/uncommitted.diff'",
+    ]
 
 
 def test_a_narrow_page_shrinks_no_figure_until_its_letters_are_lost(grown_run: Path) -> None:

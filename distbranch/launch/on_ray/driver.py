@@ -56,7 +56,7 @@ def train_in_child(config: Config, report: Report) -> RunResult:
         with there:
             child = _start_driver(there)
         try:
-            here.send(config.model_dump(mode="json"))
+            here.send((config.model_dump(mode="json"), sys.argv))
             error = _report_until_end(here, child, request, report)
         except BaseException:
             child.send_signal(
@@ -150,7 +150,8 @@ def main() -> None:
             one, lambda *_: sys.exit(1)
         )  # until the training listens itself: with everything in order
     there = Connection(int(sys.argv[1]))
-    config = load_config(there.recv())
+    values, sys.argv = there.recv()  # those of the caller, which a run writes down
+    config = load_config(values)
     lock = threading.Lock()
 
     def say(kind: str, value: Any) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 import threading
 import time
 from typing import Any
@@ -144,6 +145,7 @@ def _make_trainer(config: Config, attempt: str) -> Any:
         train_loop_config={
             "config": config.model_dump(mode="json"),
             "plugins": send_plugins(),
+            "argv": sys.argv,
             "attempt": attempt,
         },
         scaling_config=ScalingConfig(

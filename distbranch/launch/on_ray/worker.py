@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import secrets
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -31,8 +32,12 @@ LOST_BOARD = "The process through which driver and workers speak was lost, perha
 
 
 def train_worker(loop: dict[str, Any]) -> None:
-    """What every Ray worker runs; `loop` holds the config, its plug-ins, which may lie on no other node, and the name of this attempt."""
+    """What every Ray worker runs; `loop` holds what it needs of the driver.
+
+    These are the `config`, its `plugins`, which may lie on no other node, the driver's `argv` and the name of this `attempt`.
+    """
     tolerate_any_text()
+    sys.argv = loop["argv"]  # which a run writes down, and not how Ray starts a worker
     attempt = str(loop["attempt"])
     # Ray restarts the workers after any error; this one is not for restarts to mend.
     if ask_board(attempt, "get", "outcome"):
