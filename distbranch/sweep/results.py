@@ -9,7 +9,7 @@ import json
 import logging
 import platform
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -37,21 +37,35 @@ CALLS_PER_TURN = 3
 SIZES = ("weights", "parameters", "multiply_adds", "num_groups_top", "iterations", "seconds")
 
 
-def make_rows(sweep: SweepConfig, trials: Sequence[Config], directory: SweepDirectory) -> list[Row]:
+def make_rows(
+    sweep: SweepConfig,
+    trials: Sequence[Config],
+    directory: SweepDirectory,
+    *,
+    variants: Mapping[str, Row] | None = None,
+    known: MutableMapping[str, Row] | None = None,
+) -> list[Row]:
     """One row per trial: name, status, reason, variant if any, varied keys, metrics in 0..1 per split, sizes, seconds, directory.
 
     A trial that has not finished shows its last evaluation on val, and at which iteration that was.
+
+    Args:
+        sweep: of the trials.
+        trials: in the order of the rows.
+        directory: of the sweep.
+        variants: what `list_variants` gives, for who asks again and again.
+        known: rows of finished trials by name, which are read once and added here.
     """
-    # A column only where a sweep has variants.
-    variants: dict[str, Row] = {}
-    if sweep.variants:
-        for variant, own in group_trials_by_variant(sweep).items():
-            variants |= {str(config.run.name): {VARIANT: variant} for config in own}
+    variants = list_variants(sweep) if variants is None else variants
+    known = {} if known is None else known
     statuses = directory.read_statuses(trials)
     rows = []
     for config in trials:
         name = str(config.run.name)
         status = statuses[name]
+        if name in known and status.status == FINISHED:
+            rows.append(known[name])
+            continue
         row: Row = {
             "trial": name,
             "status": status.status,
@@ -65,7 +79,18 @@ def make_rows(sweep: SweepConfig, trials: Sequence[Config], directory: SweepDire
             row |= {f"{split}_{metric}": means.get(metric) for metric in list_means()}
         row |= {key: summary.get(key) for key in SIZES}
         rows.append({**row, "latency_ms": None, "directory": str(config.run_directory)})
+        if status.status == FINISHED:
+            known[name] = rows[-1]
     return rows
+
+
+def list_variants(sweep: SweepConfig) -> dict[str, Row]:
+    """The cell that says the variant of each trial, by name; none of a sweep without variants, which has no such column."""
+    variants: dict[str, Row] = {}
+    if sweep.variants:
+        for variant, own in group_trials_by_variant(sweep).items():
+            variants |= {str(config.run.name): {VARIANT: variant} for config in own}
+    return variants
 
 
 def _read_summary(files: RunDirectory, status: str) -> dict[str, Any]:
@@ -89,6 +114,13 @@ def write_results(rows: Sequence[Row], directory: SweepDirectory) -> None:
             row["latency_ms"] = latencies[path]
     if not rows:  # Optuna before its first proposal
         return
+    write_table(rows, directory)
+    log_hparams(read_sweep(directory.path), directory.tensorboard)
+    report_sweep(directory.path)
+
+
+def write_table(rows: Sequence[Row], directory: SweepDirectory) -> None:
+    """Write results.csv and results.parquet, each whole or not at all."""
     table = pandas.DataFrame(rows).map(_format_cell)
     # What only numbers have is no column where no task is one.
     others = [key for key in list_means() if key not in SHARES]
@@ -99,8 +131,6 @@ def write_results(rows: Sequence[Row], directory: SweepDirectory) -> None:
         aside = path.with_name(f".{path.name}")
         write(aside, index=False)
         aside.replace(path)
-    log_hparams(read_sweep(directory.path), directory.tensorboard)
-    report_sweep(directory.path)
 
 
 def _format_cell(value: Any) -> Any:
