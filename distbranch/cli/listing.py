@@ -55,7 +55,7 @@ def list_runs(
     Examples:
     - `distbranch ls`
     - `distbranch ls /shared/runs --watch 5`
-    - `distbranch ls runs --json | jq '.[] | select(.state == "failed") | .directory'`
+    - `distbranch ls runs --json`
     """
     from distbranch.listing.listing import list_rows
 

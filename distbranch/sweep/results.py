@@ -20,8 +20,8 @@ import torch
 from distbranch.config import Config
 from distbranch.config.sweep import SHARES, VARIANT, SweepConfig
 from distbranch.engine.artifact import load_model
-from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import RunDirectory, read_lines, write_json
+from distbranch.launch.jobs import read_summary
 from distbranch.metrics import list_means
 from distbranch.models.units import fold_norms
 from distbranch.report.sweep_files import read_sweep
@@ -95,9 +95,7 @@ def list_variants(sweep: SweepConfig) -> dict[str, Row]:
 
 def _read_summary(files: RunDirectory, status: str) -> dict[str, Any]:
     if status == FINISHED:
-        result = read_result(files.path)
-        assert result is not None
-        return result.summary
+        return read_summary(files) or {}
     summary = {}
     for line in read_lines(files.metrics):
         if line["kind"] == "evaluation" and line["split"] == "val":
