@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from rich.console import Console, Group
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 from typer import Argument, Option
 
@@ -19,7 +19,6 @@ from distbranch.cli.terminal import (
     print_plain,
     run_folder,
     show_pairs,
-    show_wide,
 )
 from distbranch.config.paths import is_remote
 from distbranch.errors import UsageError
@@ -27,7 +26,7 @@ from distbranch.errors import UsageError
 if TYPE_CHECKING:
     from distbranch.listing.rows import Row
 
-WIDE_ENOUGH = 200  # of a file or a pipe: nothing is left out
+WIDE_ENOUGH = 1000  # of a file or a pipe: nothing is left out
 RunArguments = Annotated[
     list[str],
     Argument(
@@ -85,10 +84,11 @@ def _show_rows(rows: Sequence["Row"], directory: Path) -> None:
     elif console.is_terminal:
         console.print(make_table(rows, console.width))
     else:
-        show_wide(make_table(rows, WIDE_ENOUGH))
+        # A file is as wide as its lines: nothing is folded.
+        Console(file=console.file, width=WIDE_ENOUGH).print(make_table(rows, WIDE_ENOUGH))
 
 
-def _render_rows(rows: Sequence["Row"], directory: Path) -> Table | Text:
+def _render_rows(rows: Sequence["Row"], directory: Path) -> Group | Text:
     from distbranch.listing.table import make_table
 
     return make_table(rows, console.width) if rows else Text(_say_empty(directory))

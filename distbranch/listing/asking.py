@@ -10,7 +10,14 @@ from distbranch.launch.job_states import read_job_states
 from distbranch.launch.jobs import Job, Say, describe_job_state, is_under_way, read_job, stop_job
 from distbranch.launch.on_slurm.queue import call_slurm
 from distbranch.launch.processes import look_until
-from distbranch.listing.rows import FAILED, RUNNING, find_last_activity, format_age
+from distbranch.listing.rows import (
+    FAILED,
+    RUNNING,
+    find_last_activity,
+    format_age,
+    get_section,
+    read_settings,
+)
 from distbranch.listing.run_row import is_alive_elsewhere
 from distbranch.listing.sweep_row import (
     Sweep,
@@ -171,6 +178,11 @@ def check_resumable(directory: Path) -> None:
     if not is_sweep(directory) and not files.config.exists():
         raise UserError(
             f"{directory} is neither a run nor a sweep: it should hold config.yaml or sweep.yaml. Runs are in runs/ by default."
+        )
+    began_as = get_section(read_settings(files.config), "run").get("name") or directory.name
+    if began_as != directory.name:
+        raise UserError(
+            f"The run {directory} was begun as {began_as}, which is its name on record: give its folder that name again."
         )
     job = read_job(directory)
     state = "" if job is None else describe_job_state(job)

@@ -212,10 +212,10 @@ def find_sweep_state(
         return FINISHED, ""
     state, detail = find_state(files, states, job, active_at, has_lock=has_lock)
     if state in (RUNNING, SILENT):
-        return state, f"{detail}, {counts[RUNNING]} trials run" if counts[RUNNING] else detail
+        return state, f"{detail}, {counts[RUNNING]} trial(s)" if counts[RUNNING] else detail
     if state == STOPPED and counts[FAILED]:
         reasons = [trial.reason for trial in sweep.trials if trial.status == FAILED]
-        return FAILED, f"{counts[FAILED]} trials: {next(filter(None, reasons), 'see its table')}"
+        return FAILED, f"{counts[FAILED]} trial(s): {next(filter(None, reasons), 'see its table')}"
     return state, detail
 
 

@@ -1,10 +1,15 @@
-"""The table of `distbranch ls`, for a terminal of any width: what fits beside the state, which says why."""
+"""The list of `distbranch ls` as lines, for a terminal of any width: facts in columns, and below them why or where.
+
+A name that is longer than its column has a line of its own, for a name is copied from here.
+"""
 
 import time
 from collections.abc import Sequence
 
-from rich.markup import escape
-from rich.table import Table
+from rich.cells import cell_len
+from rich.console import Group
+from rich.padding import Padding
+from rich.text import Text
 
 from distbranch.listing.rows import (
     FAILED,
@@ -18,7 +23,10 @@ from distbranch.listing.rows import (
 )
 
 WIDE = 110  # characters from which method and rate have columns of their own
+ROOMY = 140  # from which two blanks part the columns
+LONGEST_NAME = {False: 24, True: 40}  # in its column; wide or not
 UNKNOWN = "\u2013"
+LEFT_ALIGNED = ("name", "kind", "method", "score", "state")
 STYLES = {
     RUNNING: "green",
     WAITING: "cyan",
@@ -29,46 +37,82 @@ STYLES = {
 }
 
 
-def make_table(rows: Sequence[Row], width: int) -> Table:
-    """The rows as a table for so many characters."""
+def make_table(rows: Sequence[Row], width: int) -> Group:
+    """The rows as lines of so many characters."""
     is_wide = width >= WIDE
-    table = Table(box=None, pad_edge=False, padding=(0, 2 if is_wide else 1, 0, 0))
-    table.add_column("name", overflow="fold", min_width=12, ratio=3)
-    table.add_column("kind" if is_wide else "", no_wrap=True)
-    if is_wide:
-        table.add_column("method", no_wrap=True)
-    table.add_column("done", justify="right", no_wrap=True)
-    if is_wide:
-        table.add_column("rate", justify="right", no_wrap=True)
-    table.add_column("left", justify="right", no_wrap=True)
-    table.add_column("score", no_wrap=True)
-    table.add_column("state", overflow="fold", min_width=9, ratio=4)
-    table.add_column("age", justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(*_make_cells(row, is_wide))
-    return table
+    cells = [_make_cells(row, is_wide) for row in rows]
+    longest = LONGEST_NAME[is_wide]
+    widths = {}
+    for column in cells[0]:
+        lengths = [cell_len(one[column]) for one in cells]
+        if column == "name":
+            lengths = [length for length in lengths if length <= longest]
+        widths[column] = max([len(column), *lengths])
+    gap = "  " if width >= ROOMY else " "
+
+    lines: list[Text | Padding] = [
+        Text(_align(dict(zip(widths, widths, strict=True)), widths, gap), "bold")
+    ]
+    for row, one in zip(rows, cells, strict=True):
+        if cell_len(one["name"]) > widths["name"]:
+            lines.append(Text(one.pop("name")))
+            one = {"name": "", **one}
+        line = Text(_align(one, widths, gap).rstrip())
+        line.highlight_words([row.state], STYLES[row.state])
+        detail = Text(" ".join(row.detail.split()), "dim")
+        # Beside the facts where there is room, else below them.
+        if not detail:
+            lines.append(line)
+        elif line.cell_len + 1 + detail.cell_len <= width:
+            lines.append(Text.assemble(line, " ", detail))
+        else:
+            lines += [line, Padding(detail, (0, 0, 0, 4))]
+    return Group(*lines)
 
 
-def _make_cells(row: Row, is_wide: bool) -> list[str]:
-    cells = [escape(row.name), row.kind if is_wide else row.kind[:3]]
-    if is_wide:
-        cells.append(escape(row.method))
-    cells.append(_describe_progress(row))
-    if is_wide:
-        cells.append(_describe_rate(row))
-    cells.append(UNKNOWN if row.minutes_left is None else format_age(60 * row.minutes_left))
-    cells.append(_describe_score(row))
-    style = STYLES[row.state]
-    detail = f" [dim]{escape(shorten(row.detail))}[/dim]" if row.detail else ""
-    cells.append(f"[{style}]{row.state}[/{style}]{detail}")
-    cells.append(format_age(time.time() - row.active_at))
+def _align(cells: dict[str, str], widths: dict[str, int], gap: str) -> str:
+    padded = []
+    for column, text in cells.items():
+        blanks = " " * (widths[column] - cell_len(text))
+        padded.append(text + blanks if column in LEFT_ALIGNED else blanks + text)
+    return gap.join(padded)
+
+
+def _make_cells(row: Row, is_wide: bool) -> dict[str, str]:
+    left = UNKNOWN if row.minutes_left is None else format_age(60 * row.minutes_left)
+    cells = {
+        "name": row.name,
+        "kind": "exp." if row.kind == "experiment" and not is_wide else row.kind,
+        "method": row.method,
+        "done": _describe_progress(row, is_wide),
+        "rate": _describe_rate(row),
+        "left": left,
+        "score": _describe_score(row, is_wide),
+        "age": format_age(time.time() - row.active_at),
+        "state": row.state,
+    }
+    if not is_wide:
+        del cells["method"], cells["rate"]
     return cells
 
 
-def _describe_progress(row: Row) -> str:
-    total = "?" if row.total is None else f"{row.total:,}"
-    done = f"{row.done:,}" if row.done == row.total else f"{row.done:,}/{total}"
-    return f"{done} [red]({row.failed} failed)[/red]" if row.failed else done
+def _describe_progress(row: Row, is_wide: bool) -> str:
+    write = _write_whole if is_wide else _write_briefly
+    done = write(row.done)
+    if row.done != row.total:
+        done += "/" + ("?" if row.total is None else write(row.total))
+    return f"{done}, {row.failed} failed" if row.failed else done
+
+
+def _write_whole(count: int) -> str:
+    return f"{count:,}"
+
+
+def _write_briefly(count: int) -> str:
+    """Four characters for any count of steps: 9999, 12.3k, 100k."""
+    if count < 10_000:
+        return str(count)
+    return f"{count / 1000:.1f}k" if count < 100_000 else f"{count / 1000:.0f}k"
 
 
 def _describe_rate(row: Row) -> str:
@@ -77,13 +121,7 @@ def _describe_rate(row: Row) -> str:
     return f"{row.rate:,.0f} img/s" if row.kind == "run" else f"{row.rate:,.3g}/h"
 
 
-def _describe_score(row: Row) -> str:
+def _describe_score(row: Row, is_wide: bool) -> str:
     if row.score is None:
         return UNKNOWN
-    return escape(row.score.text) + (" test" if row.score.split == "test" else "")
-
-
-def shorten(text: str, most: int = 80) -> str:
-    """The text on one line, cut where it is long: the whole of it is in `status`."""
-    line = " ".join(text.split())
-    return line if len(line) <= most else line[: most - 3].rstrip() + "..."
+    return row.score.text + (" test" if row.score.split == "test" and is_wide else "")

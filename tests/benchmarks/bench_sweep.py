@@ -121,6 +121,7 @@ def drive(sweep: SweepConfig) -> None:
         from distbranch.sweep.shared_prefix import trainable_groups
         from distbranch.sweep.tuning import run_tune
 
+        directory.path.mkdir(exist_ok=True)
         directory.record_sweep(sweep)
         live = LiveResults(sweep, trials, directory, lambda _: None)
         queue = FamilyQueue(
