@@ -129,5 +129,9 @@ class LiveResults:
                         error,
                     )
                 told = True
-            took = time.monotonic() - began
-            self._over.wait(max(SECONDS_BETWEEN_PAGES, took / SHARE_OF_TIME))
+            self._over.wait(choose_pause(time.monotonic() - began))
+
+
+def choose_pause(seconds: float) -> float:
+    """Seconds until the files may be written again, after they took so many."""
+    return max(SECONDS_BETWEEN_PAGES, seconds / SHARE_OF_TIME)
