@@ -17,7 +17,7 @@ FLOORS = {
     "models": 1, "data": 1,
     "engine": 2,
     "launch": 3, "report": 3, "track": 3, "export": 3, "bench": 3,
-    "answers": 4, "sweep": 4, "experiments": 5,
+    "answers": 4, "sweep": 4, "experiments": 5, "listing": 5,
     "api": 6, "cli": 6, "__main__": 6, "__init__": 6,
 }  # fmt: skip
 

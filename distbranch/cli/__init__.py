@@ -18,16 +18,14 @@ from distbranch.cli.bench import bench_app
 from distbranch.cli.data import data_app
 from distbranch.cli.experiment import compare, experiment_app
 from distbranch.cli.init import init
+from distbranch.cli.listing import cancel, list_runs, logs, resume, status
 from distbranch.cli.predict import predict
 from distbranch.cli.runs import (
-    cancel,
     doctor,
     evaluate,
     export,
-    logs,
     report,
     restrict,
-    status,
     train,
 )
 from distbranch.cli.serve import serve
@@ -83,8 +81,10 @@ for command in (
     status,
     logs,
     cancel,
+    resume,
 ):
     app.command()(command)
+app.command("ls")(list_runs)
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
 app.add_typer(submit_app, name="submit")

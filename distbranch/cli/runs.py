@@ -1,4 +1,4 @@
-"""The commands about one run: train, evaluate, report, export; status, logs and cancel of its job; and doctor, about this machine."""
+"""The commands about one run: train, evaluate, report, export; and doctor, about this machine."""
 
 import os
 from collections.abc import Mapping
@@ -386,47 +386,3 @@ def _show_scores(scores: Mapping[str, Mapping[str, Any]], precision: str) -> Non
         cells = {"task": task, "on val": describe_metric(row["metric"])}
         rows.append(cells | {"fp32": before, precision: after, "lost": f"{lost:.1%}"})
     console.print(build_table(rows, num_texts=2))
-
-
-def status(run: RunArgument) -> None:
-    """Show the state of a run and of its job.
-
-    Examples:
-    - `distbranch status runs/quickstart`
-    """
-    from distbranch.launch.jobs import describe_status
-
-    show_pairs(describe_status(run_folder(run)))
-
-
-def logs(
-    run: RunArgument,
-    follow: Annotated[
-        bool, Option("--follow", "-f", help="Follow the log until the job has ended.")
-    ] = False,
-) -> None:
-    """Print the log of the job of a run.
-
-    Examples:
-    - `distbranch logs runs/quickstart --follow`
-    """
-    from distbranch.launch.jobs import read_log
-
-    for piece in read_log(run_folder(run), follow=follow):
-        console.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
-
-
-def cancel(
-    run: RunArgument,
-    patience: Annotated[
-        float, Option(help="Seconds to wait until the run has saved itself.", min=1)
-    ] = 120,
-) -> None:
-    """Save everything and stop a run; the command that started it resumes it.
-
-    Examples:
-    - `distbranch cancel runs/quickstart --patience 300`
-    """
-    from distbranch.launch.jobs import cancel_run
-
-    cancel_run(run_folder(run), patience_s=patience, say=print_plain)

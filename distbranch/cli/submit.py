@@ -252,6 +252,7 @@ def submit_slurm_array(
         parse_srun_options,
     )
     from distbranch.sweep.plan import list_trials
+    from distbranch.sweep.trial_status import SweepDirectory
 
     # Options are written as overrides, so that they are checked and recorded as keys of the sweep.
     given = {"gpus_per_trial": gpus, "cpus_per_trial": cpus}
@@ -292,11 +293,13 @@ def submit_slurm_array(
         trials, resources, folder=loaded.path, at_once=most, say=print_plain
     )
     if jobs:
+        SweepDirectory(loaded.path).record_sweep(loaded)  # `distbranch ls` shows one row of it
         print_plain(
             f"Submitted {len(jobs)} of {len(trials)} trials as the array {jobs[0].id.partition('_')[0]}."
         )
     # The sweep itself makes the table, for it repeats no finished trial.
     table = shlex.join(["distbranch", "sweep", str(sweep), *(overrides or [])])
     return print_plain(
-        f"When all have ended, `{table}` makes the table of them; it trains again what failed."
+        f"`distbranch ls {loaded.path}` lists them, `distbranch cancel` ends all. When all have ended, `{table}` makes the table "
+        "of them; it trains again what failed."
     )

@@ -3,27 +3,27 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distbranch.config import Config, load_config
-from distbranch.engine.process_group import num_started_ranks
-from distbranch.engine.results import RunResult, read_result
-from distbranch.engine.run_log import Event, Report
-from distbranch.engine.run_start import warn_of_other_origin
 from distbranch.errors import UsageError
 from distbranch.launch.on_ray.address import cluster_address
-from distbranch.launch.prepare import prepare_run
+
+# They load torch, and who asks what runs (`distbranch ls`) imports this package too.
+if TYPE_CHECKING:
+    from distbranch.engine.results import RunResult
+    from distbranch.engine.run_log import Event, Report
 
 
 def train(
     config: Config | Path | str | Mapping[str, Any],
     *,
     fresh: bool = False,
-    report: Report | None = None,
+    report: "Report | None" = None,
     apart: bool = False,
     config_file: Path | None = None,
     **dotted: Any,
-) -> RunResult:
+) -> "RunResult":
     """Train one run, or resume it where it was left; a finished run is returned as it is.
 
     Args:
@@ -40,6 +40,11 @@ def train(
         StoppedEarly: a signal asked to stop; a checkpoint holds everything. No `Exception`.
         Interrupted: Ctrl-C asked to stop; a StoppedEarly and a KeyboardInterrupt too.
     """
+    from distbranch.engine.process_group import num_started_ranks
+    from distbranch.engine.results import read_result
+    from distbranch.engine.run_start import warn_of_other_origin
+    from distbranch.launch.prepare import prepare_run
+
     started = num_started_ranks()
     if fresh and (started or 1) > 1:
         raise UsageError(
@@ -80,6 +85,8 @@ def with_started_ranks(config: Config) -> Config:
     Raises:
         UsageError: `launch.workers` asks for another number of ranks, or they cannot share a batch.
     """
+    from distbranch.engine.process_group import num_started_ranks
+
     launch, found = config.launch, num_started_ranks()
     if found is None or launch.workers == found:
         return config
@@ -92,5 +99,5 @@ def with_started_ranks(config: Config) -> Config:
     return load_config(config, {"launch.workers": found})
 
 
-def _ignore_event(_: Event) -> None:
+def _ignore_event(_: "Event") -> None:
     pass

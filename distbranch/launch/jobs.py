@@ -1,7 +1,7 @@
 """Who trains a run (`job.json` in its directory), and what can be asked of a run and its job: status, logs, cancel.
 
 What the run itself has come to stands in the run directory alone, so that status and cancel also work for a run that was
-started by plain `train`.
+started by plain `train`. Nothing here loads torch or ray, for who asks does not want to wait.
 """
 
 import json
@@ -16,15 +16,13 @@ from typing import Any, Literal
 import psutil
 
 from distbranch.config import load_config
-from distbranch.engine.remote_run import RemoteRun
-from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import RunDirectory, read_lines, write_json
 from distbranch.errors import UserError, reason_of
-from distbranch.launch.on_ray.address import ask_ray_job, open_job_client
+from distbranch.launch.on_ray.dashboard import ask_ray_job, open_job_client
 from distbranch.launch.on_slurm.queue import call_slurm, read_slurm_state
 from distbranch.launch.processes import look_until
 from distbranch.locks import is_held
-from distbranch.permissions import denied
+from distbranch.permissions import denied, explain_damage
 
 SECONDS_BETWEEN_LOOKS = 1.0  # each asks the queue or the dashboard, which have others to answer too
 SECONDS_OF_SILENCE = (
@@ -80,9 +78,8 @@ def describe_job_state(job: Job) -> str:
         if job.kind == "slurm":
             return read_slurm_state(job.id)
         if job.kind == "ray":
-            state = str(open_job_client(job.where).get_job_status(job.id)).lower()
-            known = {"pending": "waiting (pending)", "running": f"running at {job.where}"}
-            return known.get(state, f"ended ({state})")
+            status = open_job_client(job.where).get_job_status(job.id)
+            return describe_ray_status(status, job.where)
     except UserError as error:
         return f"unknown ({error})"
     except RuntimeError as error:
@@ -90,6 +87,13 @@ def describe_job_state(job: Job) -> str:
             return "ended (the cluster knows no such job)"
         return f"unknown ({reason_of(error)})"
     return f"running as process {job.id}" if _find_process(job) else "ended"
+
+
+def describe_ray_status(status: str, address: str) -> str:
+    """The status of a job of Ray in the words of `describe_job_state`."""
+    state = str(status).lower()
+    known = {"pending": "waiting (pending)", "running": f"running at {address}"}
+    return known.get(state, f"ended ({state})")
 
 
 def stop_job(job: Job) -> None:
@@ -123,14 +127,14 @@ def describe_status(run_directory: Path) -> list[tuple[str, str]]:
     """
     files, training = _open_run(run_directory)
     config, lines = load_config(files.config), read_lines(files.metrics)
-    result = read_result(files.path)
+    result = read_summary(files)
     steps, resumed = _list_steps(lines, "train"), _list_steps(lines, "resumed")
     saved = sorted(file.name for file in files.checkpoints.glob("step-*"))
 
     # The run.
     answers = {"run": config.run_url or str(files.path)}
     if result is not None:
-        answers["finished"] = f"after {result.summary['iterations']:,} steps"
+        answers["finished"] = f"after {result['iterations']:,} steps"
     else:
         answers["step"] = f"{[0, *steps][-1]:,} of {config.train.iterations:,} (as last logged)"
     scout = RunDirectory(files.scout)
@@ -154,9 +158,25 @@ def describe_status(run_directory: Path) -> list[tuple[str, str]]:
         answers["log"] = _explain_missing_log(job, state) or job.log
     elif is_held(training.lock):
         answers["trained by"] = "a process of `distbranch train`"
-    elif result is None and (owner := RemoteRun(config.run_url, files.path).describe_owner()):
-        answers["trained by"] = f"{owner}, unless that has ended"
+    elif result is None and config.run_url is not None:
+        from distbranch.engine.remote_run import RemoteRun  # loads torch
+
+        if owner := RemoteRun(config.run_url, files.path).describe_owner():
+            answers["trained by"] = f"{owner}, unless that has ended"
     return [(what, answer) for what, answer in answers.items() if answer]
+
+
+def read_summary(files: RunDirectory) -> dict[str, Any] | None:
+    """The content of result.json; None of a run that has not finished.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    if not files.result.exists():
+        return None
+    advice = "Remove result.json there and run the same command again."
+    with explain_damage(f"The result of {files.path} is damaged", advice):
+        return dict(json.loads(files.result.read_text()))
 
 
 def _list_steps(lines: Sequence[Mapping[str, Any]], kind: str) -> list[int]:
@@ -181,7 +201,7 @@ def read_log(run_directory: Path, *, follow: bool) -> Iterator[str]:
         raise UserError(
             f"The run {files.path} was started by `distbranch train`, which wrote to its own terminal."
         )
-    yield from _follow_log(job, follow=follow)
+    yield from follow_log(job, follow=follow)
 
 
 def show_log(job: Job, *, say: Say, show: Say) -> None:
@@ -193,11 +213,16 @@ def show_log(job: Job, *, say: Say, show: Say) -> None:
             say(state)
         told = state
         time.sleep(SECONDS_BETWEEN_LOOKS)
-    for piece in _follow_log(job, follow=True):
+    for piece in follow_log(job, follow=True):
         show(piece)
 
 
-def _follow_log(job: Job, *, follow: bool) -> Iterator[str]:
+def follow_log(job: Job, *, follow: bool) -> Iterator[str]:
+    """What a job has said, piece by piece; with `follow` until it has ended.
+
+    Raises:
+        UserError: no log of it is to be found, or nobody knows what it does.
+    """
     position = 0
     known_at = time.monotonic()
     state, is_running = "", True
@@ -267,7 +292,7 @@ def cancel_run(run_directory: Path, *, patience_s: float, say: Say) -> None:
     state = "none" if job is None else describe_job_state(job)
 
     # Nothing to stop.
-    if read_result(files.path) is not None:
+    if files.result.exists():
         return say(f"The run {files.path} is finished already.")
     if job is not None and state.startswith("waiting"):
         stop_job(job)
@@ -288,7 +313,7 @@ def cancel_run(run_directory: Path, *, patience_s: float, say: Say) -> None:
     # Wait until it has saved everything.
     for _ in look_until(patience_s, SECONDS_BETWEEN_LOOKS):
         if reaches:
-            _ask_to_stop(training)  # again: a job that begins takes the word away
+            ask_to_stop(training)  # again: a job that begins takes the word away
         if not is_held(training.lock) and (
             job is None or describe_job_state(job).startswith("ended")
         ):
@@ -303,12 +328,17 @@ def cancel_run(run_directory: Path, *, patience_s: float, say: Say) -> None:
     return say(f"{late}: its job {job.id} is ended; the last checkpoint is kept.")
 
 
-def _ask_to_stop(files: RunDirectory) -> None:
+def ask_to_stop(files: RunDirectory) -> None:
+    """Write the stop word of a run or a sweep.
+
+    Raises:
+        UserError: it cannot be written.
+    """
     try:
         files.stop_word.touch()
     except OSError as error:
         raise UserError(
-            f"The run {files.path} cannot be asked to stop, for {files.stop_word.name} cannot be written there "
+            f"{files.path} cannot be asked to stop, for {files.stop_word.name} cannot be written there "
             f"({error.strerror}). Whoever started it can cancel it."
         ) from None
 

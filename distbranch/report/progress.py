@@ -24,7 +24,7 @@ from rich.spinner import Spinner
 from rich.text import Text
 
 from distbranch.metrics import list_metrics
-from distbranch.report.console import UNDEFINED, describe_means
+from distbranch.report.console import UNDEFINED, describe_means, format_value
 
 SECONDS_BETWEEN_LINES = 30.0
 NO_BREAK = "\u00a0"  # a blank at which no line ends; printed as a plain one
@@ -256,8 +256,8 @@ class SweepDisplay:
             self.num_ended += 1
             total = max(self.num_open, self.num_ended)
             reason = f": {event['reason']}" if event["reason"] else ""
-            text = f"{self.num_ended}/{total} {event['status']}: {event['trial']}{reason}{self._describe_time_left()}"
-            self._print_line(text, STYLES.get(event["status"], ""))
+            text = f"{self.num_ended}/{total} {event['status']}: {event['trial']}{reason}{_describe_value(event)}"
+            self._print_line(text + self._describe_time_left(), STYLES.get(event["status"], ""))
         elif kind in SENTENCES_OF_SWEEP:
             self._print_line(SENTENCES_OF_SWEEP[kind].format_map(event), STYLES.get(kind, ""))
         elif kind != "packing":
@@ -275,6 +275,19 @@ class SweepDisplay:
     def _print_line(self, text: str, style: str = "") -> None:
         soft_wrap = not self.console.is_terminal  # which would end a line within a word
         self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=soft_wrap)
+
+
+def _describe_value(event: Event) -> str:
+    """What a trial has reached on val, beside the best so far; nothing where it is not told."""
+    if event.get("value") is None:
+        return ""
+    metric = event["metric"]
+    sign = " %" if list_metrics()[metric].unit == "%" else ""
+    value, best = (format_value(metric, event[key]) + sign for key in ("value", "best"))
+    told = f", {list_metrics()[metric].in_words} {value}"
+    if event["best_trial"] == event["trial"]:
+        return f"{told}, the best so far"
+    return f"{told}, best so far {best} of {event['best_trial']}"
 
 
 def _describe_step(event: Event) -> str:

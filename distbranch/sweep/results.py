@@ -1,7 +1,7 @@
 """The results of a sweep as one table: a row per trial, whatever became of it, with the latency of every finished network."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +9,8 @@ import pandas
 
 from distbranch.config import Config
 from distbranch.config.sweep import SHARES, VARIANT, SweepConfig
-from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import RunDirectory, read_lines
+from distbranch.launch.jobs import read_summary
 from distbranch.metrics import list_means
 from distbranch.report.sweep_files import read_sweep
 from distbranch.report.sweep_page import report_sweep
@@ -25,21 +25,35 @@ SIZES = ("weights", "parameters", "multiply_adds", "num_groups_top", "iterations
 LATENCIES = ("latency_ms", "latency_low_ms", "latency_high_ms")  # of one image, and its interval
 
 
-def make_rows(sweep: SweepConfig, trials: Sequence[Config], directory: SweepDirectory) -> list[Row]:
+def make_rows(
+    sweep: SweepConfig,
+    trials: Sequence[Config],
+    directory: SweepDirectory,
+    *,
+    variants: Mapping[str, Row] | None = None,
+    known: MutableMapping[str, Row] | None = None,
+) -> list[Row]:
     """One row per trial: name, status, reason, variant if any, varied keys, metrics in 0..1 per split, sizes, seconds, directory.
 
     A trial that has not finished shows its last evaluation on val, and at which iteration that was.
+
+    Args:
+        sweep: of the trials.
+        trials: in the order of the rows.
+        directory: of the sweep.
+        variants: what `list_variants` gives, for who asks again and again.
+        known: rows of finished trials by name, which are read once and added here.
     """
-    # A column only where a sweep has variants.
-    variants: dict[str, Row] = {}
-    if sweep.variants:
-        for variant, own in group_trials_by_variant(sweep).items():
-            variants |= {str(config.run.name): {VARIANT: variant} for config in own}
+    variants = list_variants(sweep) if variants is None else variants
+    known = {} if known is None else known
     statuses = directory.read_statuses(trials)
     rows = []
     for config in trials:
         name = str(config.run.name)
         status = statuses[name]
+        if name in known and status.status == FINISHED:
+            rows.append(known[name])
+            continue
         row: Row = {
             "trial": name,
             "status": status.status,
@@ -56,14 +70,23 @@ def make_rows(sweep: SweepConfig, trials: Sequence[Config], directory: SweepDire
         row["folded_weights"] = summary.get("folded_weights", row["weights"])
         row |= dict.fromkeys(LATENCIES)
         rows.append({**row, "directory": str(config.run_directory)})
+        if status.status == FINISHED:
+            known[name] = rows[-1]
     return rows
+
+
+def list_variants(sweep: SweepConfig) -> dict[str, Row]:
+    """The cell that says the variant of each trial, by name; none of a sweep without variants, which has no such column."""
+    variants: dict[str, Row] = {}
+    if sweep.variants:
+        for variant, own in group_trials_by_variant(sweep).items():
+            variants |= {str(config.run.name): {VARIANT: variant} for config in own}
+    return variants
 
 
 def _read_summary(files: RunDirectory, status: str) -> dict[str, Any]:
     if status == FINISHED:
-        result = read_result(files.path)
-        assert result is not None
-        return result.summary
+        return read_summary(files) or {}
     summary = {}
     for line in read_lines(files.metrics):
         if line["kind"] == "evaluation" and line["split"] == "val":
@@ -82,6 +105,15 @@ def write_results(rows: Sequence[Row], directory: SweepDirectory) -> None:
             row |= dict(zip(LATENCIES, numbers, strict=True))
     if not rows:  # Optuna before its first proposal
         return
+    write_table(rows, directory)
+    written = read_sweep(directory.path)
+    log_hparams(written, directory.tensorboard)
+    write_importances(written, directory.importances)
+    report_sweep(directory.path)
+
+
+def write_table(rows: Sequence[Row], directory: SweepDirectory) -> None:
+    """Write results.csv and results.parquet, each whole or not at all."""
     table = pandas.DataFrame(rows).map(_format_cell)
     # What only numbers have is no column where no task is one.
     others = [key for key in list_means() if key not in SHARES]
@@ -92,10 +124,6 @@ def write_results(rows: Sequence[Row], directory: SweepDirectory) -> None:
         aside = path.with_name(f".{path.name}")
         write(aside, index=False)
         aside.replace(path)
-    written = read_sweep(directory.path)
-    log_hparams(written, directory.tensorboard)
-    write_importances(written, directory.importances)
-    report_sweep(directory.path)
 
 
 def _format_cell(value: Any) -> Any:

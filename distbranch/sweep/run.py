@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from distbranch.config import Config, differences, load_config, to_yaml
 from distbranch.config.reading import read_yaml
 from distbranch.config.sections import RunConfig
-from distbranch.config.sweep import SweepConfig, sweep_to_yaml
+from distbranch.config.sweep import SweepConfig
 from distbranch.config.unread import KEYS_OF_DECISIONS, KEYS_OF_ROUNDS
 from distbranch.data.shards import DatasetInfo
 from distbranch.engine.initialisation import first_architecture
@@ -35,9 +35,10 @@ from distbranch.launch.prepare import (
 from distbranch.launch.stopping import StopRequest
 from distbranch.metrics import is_defined, list_means
 from distbranch.models.architecture import multiply_adds, num_parameters
+from distbranch.sweep.live_results import LiveResults
 from distbranch.sweep.plan import Trials, list_trials, load_base_config, order_in_turns
 from distbranch.sweep.proposals import OptunaSearch
-from distbranch.sweep.results import Row, make_rows, write_results
+from distbranch.sweep.results import Row, write_results
 from distbranch.sweep.shared_prefix import describe_saving, group_by_prefix
 from distbranch.sweep.trial_status import FAILED, UNFINISHED, SweepDirectory
 
@@ -80,7 +81,9 @@ def run_sweep(sweep: SweepConfig, report: Report) -> list[Row]:
     # Locked against a second driver as a run is.
     with RunDirectory(directory.path).locked(of_sweep=True):
         check_begun(sweep, directory, [])  # again: another driver may have begun it since
-        write_atomically(directory.config, sweep_to_yaml(sweep))
+        stop_word = RunDirectory(directory.path).stop_word
+        stop_word.unlink(missing_ok=True)  # of an earlier driver
+        directory.record_sweep(sweep)
         write_atomically(directory.base, to_yaml(load_base_config(sweep)))
         proposals = None
         if sweep.search == "optuna":
@@ -91,13 +94,16 @@ def run_sweep(sweep: SweepConfig, report: Report) -> list[Row]:
         else:
             trials = list_trials(sweep)
         # Also where the sweep is stopped or fails: a table of what there is says how far it came.
+        live = LiveResults(sweep, trials, directory, report)
         try:
-            _train_open(sweep, trials, turns, directory, report, proposals)
+            with live.rewritten():
+                _train_open(sweep, trials, turns, directory, live, proposals)
         finally:
             if proposals is not None:
                 proposals.write_journal()
-            rows = make_rows(sweep, trials, directory)
+            rows = live.make_rows()
             write_results(rows, directory)
+            stop_word.unlink(missing_ok=True)
         saving = describe_saving(trials)
         if saving:
             report({"kind": "saving", "text": saving})
@@ -315,7 +321,8 @@ def open_sweep_cluster(sweep: SweepConfig, report: Report) -> Iterator[None]:
                 if here
                 else base.launch.model_copy(update={"workers": count_workers_asked_for(sweep)})
             )
-            check_resources(launch, report, request)
+            word = RunDirectory(sweep.path).stop_word
+            check_resources(launch, report, lambda: request() or word.exists())
             if not here:
                 run = RunConfig(name=sweep.name, directory=sweep.directory)
                 check_storage(base.model_copy(update={"run": run}), request)

@@ -12,7 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from distbranch.config import Config
-from distbranch.engine.run_directory import RunDirectory, append_line, read_lines
+from distbranch.config.sweep import SweepConfig, sweep_to_yaml
+from distbranch.engine.run_directory import (
+    RunDirectory,
+    append_line,
+    read_lines,
+    write_atomically,
+)
 
 FINISHED, FAILED, STOPPED_EARLY, UNFINISHED = "finished", "failed", "stopped early", "unfinished"
 
@@ -57,6 +63,13 @@ class SweepDirectory:
         return self.base.exists() and (
             self.proposals.exists() or any(self.trials.glob("*/config.yaml"))
         )
+
+    def record_sweep(self, sweep: SweepConfig) -> None:
+        """Write what the sweep is, with absolute folders: whoever reads it later may be in another one."""
+        folders = {"directory": str(sweep.path.parent)}
+        if sweep.trial_directory is not None:
+            folders["trial_directory"] = str(sweep.trial_path)
+        write_atomically(self.config, sweep_to_yaml(sweep.model_copy(update=folders)))
 
     def record_end(
         self, trial: str, status: str, reason: str = "", iteration: int | None = None

@@ -9,12 +9,13 @@ Loads ray, so it is imported when the cluster is joined and not before: ray read
 import json
 import logging
 import math
+import platform
 import shutil
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from distbranch.engine.run_log import Event, Report
 from distbranch.engine.run_start import begin_run
 from distbranch.errors import UserError
 from distbranch.launch.on_ray.cluster import get_worker_resources, list_alive_nodes, max_workers
-from distbranch.launch.stopping import StopRequest
+from distbranch.launch.stopping import StopRequest, check_twice_a_second
 from distbranch.locks import hold_lock
 from distbranch.metrics import list_metrics
 from distbranch.models.architecture import multiply_adds
@@ -49,6 +50,7 @@ from distbranch.sweep.shared_prefix import (
 from distbranch.sweep.trial_status import SweepDirectory
 
 SECONDS_BETWEEN_LOOKS = 0.2  # for a signal: nobody notices so short a wait
+SECONDS_BETWEEN_SIGNS = 10.0  # of life: `distbranch ls` calls a sweep silent after minutes
 SECONDS_TO_BEGIN = 60.0  # and to end, for a trial whose run nobody trains at the moment
 SECONDS_UNTIL_A_LOST_OWNER_LETS_GO = (
     60  # Ray ends the workers of a driver that was killed within about 30
@@ -156,14 +158,21 @@ def run_tune(
 
 
 def wait_for_tuner(thread: threading.Thread, queue: FamilyQueue) -> StoppedEarly | None:
-    """Wait for the Tuner; a signal closes the queue and gives every running trial its stop word."""
+    """Wait for the Tuner; a signal, or the stop word of the sweep, closes the queue and gives every running trial its own."""
     request = StopRequest()
+    own = RunDirectory(queue.directory.path)
+    has_word = check_twice_a_second(own.stop_word.exists)
+    seen_at = -math.inf
     trained_at = time.monotonic()
     with request.receive_signals():
         thread.start()
         while thread.is_alive():
             thread.join(SECONDS_BETWEEN_LOOKS)
-            if not request():
+            # Whoever asks from another machine sees no lock of this one.
+            if time.monotonic() - seen_at >= SECONDS_BETWEEN_SIGNS:
+                seen_at = time.monotonic()
+                _show_life(own)
+            if not (request() or has_word()):
                 continue
             if not queue.closed:
                 queue.report({"kind": "stopping"})
@@ -181,11 +190,18 @@ def wait_for_tuner(thread: threading.Thread, queue: FamilyQueue) -> StoppedEarly
                 time.monotonic() - trained_at > SECONDS_TO_BEGIN
             ):  # Ray waits for room, perhaps for hours
                 break
-    if request():
+    if request() or has_word():
         return request.make_error(
             "The sweep was stopped; running trials saved a checkpoint. The same command resumes."
         )
     return None
+
+
+def _show_life(files: RunDirectory) -> None:
+    """Touch the sign of life of a sweep, which names the machine of its driver."""
+    # Storage that fails is reported when something is lost by it.
+    with suppress(OSError):
+        files.sign_of_life.write_text(platform.node(), encoding="utf-8")
 
 
 def _is_being_trained(files: RunDirectory) -> bool:

@@ -258,3 +258,17 @@ def test_the_last_trial_of_a_sweep_has_no_time_left() -> None:
 def test_a_display_that_is_imported_loads_neither_pandas_nor_matplotlib() -> None:
     said = "import sys, distbranch.report.progress; assert not {'pandas', 'matplotlib'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", said], check=True)
+
+
+def test_a_trial_that_finished_is_shown_with_its_value_beside_the_best_so_far() -> None:
+    out = io.StringIO()
+    display = SweepDisplay(Console(width=80, file=out))
+    display({"kind": "sweep", "trials": 2, "open": 2, "directory": "runs/s"})
+    ended = {"kind": "ended", "status": "finished", "reason": "", "best_trial": "a"}
+    share = {"metric": "average_precision", "value": 0.75, "best": 0.75}
+    display({"kind": "begun", "trial": "a", "family": ["a", "b"]})
+    display({**ended, **share, "trial": "a"})
+    display({**ended, **share, "trial": "b", "value": 0.5})
+    _, _, first, second = out.getvalue().splitlines()
+    assert first.startswith("1/2 finished: a, average precision 75.0 %, the best so far (about")
+    assert second == "2/2 finished: b, average precision 50.0 %, best so far 75.0 % of a"

@@ -106,20 +106,6 @@ def apply_token(*, create: bool = False) -> None:
 # ---- the jobs of a cluster, asked through its dashboard
 
 
-def ask_ray_job(question: str, address: str, job_id: str) -> str:
-    """What the cluster answers to `get_job_logs` or `stop_job` (which lets the job save everything first).
-
-    Raises:
-        UserError: the cluster does not answer, or knows no such job.
-    """
-    try:
-        return str(getattr(open_job_client(address), question)(job_id))
-    except RuntimeError as error:
-        raise UserError(
-            f"The Ray cluster {address} knows nothing of the job {job_id} ({shorten(error)})."
-        ) from None
-
-
 def open_job_client(address: str) -> Any:
     """A client of the cluster's jobs, when somebody answers there who knows us.
 

@@ -121,3 +121,19 @@ def is_preempted(job_id: str) -> bool:
         "Unknown",
         "",
     )
+
+
+def read_slurm_states() -> dict[str, str]:
+    """The state of every job in the queue by its id (of a trial of an array `12_3`), in the words of `read_slurm_state`."""
+    # -r: a line for each job of an array. %i id, %T state, %N nodes, %M time so far, %l time limit, %r reason.
+    lines = call_slurm("squeue", "-r", "-h", "-o", "%i|%T|%N|%M|%l|%r").splitlines()
+    states = {}
+    for line in lines:
+        job_id, state, nodes, used, limit, reason = line.split("|", 5)
+        if state in WAITING:
+            states[job_id] = f"waiting ({reason})"
+        elif state in RUNNING:
+            states[job_id] = f"running on {nodes} for {used} of {limit}"
+        else:
+            states[job_id] = f"ended ({state})"
+    return states

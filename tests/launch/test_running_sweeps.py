@@ -1,0 +1,93 @@
+"""A real sweep while it runs: asked about, cancelled by its stop word, and resumed from its directory alone."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from sweep_files import write_sweep
+from tiny_world import run_command
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def wait_until(holds: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + 240
+    while not holds():
+        assert process.poll() is None, "the sweep ended before it was disturbed"
+        assert time.monotonic() < end
+        time.sleep(0.2)
+
+
+@pytest.mark.cluster  # for its time
+def test_a_sweep_that_runs_is_listed_cancelled_and_resumed_and_repeats_nothing(
+    tiny_data: Path, tmp_path: Path
+) -> None:
+    run = {
+        "method.name": "fixed",
+        "train.iterations": 40,
+        "train.evaluate_every": 20,
+        "train.checkpoint_every": 10,
+    }
+    # The second trial would take an hour.
+    grid = {"train.iterations": [40, 100_000]}
+    file = write_sweep(tmp_path, tiny_data, run=run, grid=grid, concurrency=1)
+    sweep, output = tmp_path / "runs" / "tiny", tmp_path / "output.txt"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with output.open("w") as written:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "distbranch", "sweep", str(file)],
+            stdout=written,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+        )
+    try:
+        # The first has ended and the second trains.
+        long = sweep / "iterations100000-seed3"
+        wait_until(lambda: (long / "metrics.jsonl").exists(), process)
+        wait_until(lambda: "finished" in (sweep / "results.csv").read_text(), process)
+        [row] = json.loads(run_command(["ls", str(sweep.parent), "--json"]).out)
+        assert (row["state"], row["done"], row["total"]) == ("running", 1, 2)
+        assert row["score"]["metric"] == "average_precision"
+        assert "1/2 finished: iterations40-seed3, average precision" in output.read_text()
+        assert "iterations40-seed3" in (sweep / "report.html").read_text()
+        told = run_command(["status", str(sweep)]).out
+        assert "1 of 2 ended" in told
+        assert long.name in told
+
+        ended = run_command(["cancel", str(sweep)])
+        assert ended.code == 0, ended.err
+        assert "The sweep has stopped" in ended.out
+        assert process.wait(60) == 75, output.read_text()
+    finally:
+        process.kill()
+    assert not (sweep / "stop").exists()
+    assert list(long.glob("checkpoints/step-*")), "the running trial saved a checkpoint"
+    assert run_command(["cancel", str(sweep)]).code == 1, "nothing is there to cancel"
+    first = (sweep / "iterations40-seed3" / "result.json").stat().st_mtime_ns
+
+    # From its directory alone: the sweep file and its base may be gone.
+    file.unlink()
+    (tmp_path / "base.yaml").unlink()
+    resumed = subprocess.Popen(
+        [sys.executable, "-m", "distbranch", "resume", str(sweep)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+    )
+    try:
+        notes = long / "metrics.jsonl"
+        wait_until(lambda: '"resumed"' in notes.read_text(), resumed)
+        assert run_command(["cancel", str(sweep)]).code == 0
+        said, _ = resumed.communicate(timeout=60)
+    finally:
+        resumed.kill()
+    assert resumed.returncode == 75, said
+    assert "2 trials, 1 of them done before" in said
+    assert (sweep / "iterations40-seed3" / "result.json").stat().st_mtime_ns == first
