@@ -135,6 +135,19 @@ def test_srun_learns_of_the_cores_of_a_task_whatever_the_version_of_slurm(tmp_pa
     assert re.search(r"^srun .*--cpu-bind=none .*submitit", text, re.MULTILINE)
 
 
+def test_a_job_has_one_task_per_node_also_when_it_got_another_number_of_nodes_than_it_asked_for(
+    tmp_path: Path,
+) -> None:
+    """As after `scontrol update numnodes=1`: Slurm tells the number of tasks that was asked for first."""
+    text = text_of(tmp_path, Resources())
+    beginning = text[text.index("# setup") : text.index("marker=")]
+    given = {"PATH": os.environ["PATH"], "SLURM_JOB_NUM_NODES": "1"}
+    given |= {"SLURM_NTASKS": "2", "SLURM_NPROCS": "2"}
+    command = ["bash", "-c", beginning + "env | grep -E '^SLURM_N(TASKS|PROCS)' | sort"]
+    ended = subprocess.run(command, env=given, capture_output=True, text=True, check=False)
+    assert ended.stdout == "SLURM_NPROCS=1\nSLURM_NTASKS=1\n", ended.stderr
+
+
 def test_a_job_inherits_nothing_of_the_job_that_submits_it(no_slurm: pytest.MonkeyPatch) -> None:
     outer = {
         "SLURM_JOB_ID": "7",
