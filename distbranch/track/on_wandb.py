@@ -58,8 +58,6 @@ def open_wandb_page(config: Config, identity: str | None) -> tuple[WandbPage, st
     options: dict[str, Any] = {"console": "off", "silent": True, "finish_timeout": 60.0}
     # A program waits at its end for wandb to give up, and its own 90 seconds are long.
     options["init_timeout"] = float(os.environ.get("WANDB_INIT_TIMEOUT", "30"))
-    settings = wandb.Settings(**options)
-    wandb.setup(settings=settings)
     mode = os.environ.get("WANDB_MODE", "online")
     # Else it would ask at the terminal, where nobody expects it.
     if mode in ("online", "run") and not wandb.login(prompt=False, verify=False):
@@ -76,7 +74,7 @@ def open_wandb_page(config: Config, identity: str | None) -> tuple[WandbPage, st
         dir=os.environ.get("WANDB_DIR", str(config.run_directory)),
         config=config.model_dump(mode="json"),
         reinit="create_new",
-        settings=settings,
+        settings=wandb.Settings(**options),
     )
     run.define_metric(STEP, hidden=True)
     run.define_metric("*", step_metric=STEP)
