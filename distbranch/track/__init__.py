@@ -21,7 +21,7 @@ from distbranch.engine.run_log import Event, Report
 from distbranch.engine.tensorboard_log import DrawDecision, draw_decision
 from distbranch.errors import StoppedEarly
 from distbranch.track.page import FAILED, FINISHED, STOPPED, Page
-from distbranch.track.sender import PageSender
+from distbranch.track.sender import PageSender, wait_for_pages
 
 UseGauges = Callable[[Sequence[Gauge]], None]
 
@@ -118,8 +118,7 @@ class TrackedRun:
             summary = list_final_values(self.config)
         for sender in self._senders:
             sender.end(end, summary)
-        for sender in self._senders:
-            sender.wait(end)
+        wait_for_pages(self._senders, end)
 
     def _take_event_of_scout(self, event: Event) -> None:
         # Its steps are counted anew, so they have no place on the page of the run.

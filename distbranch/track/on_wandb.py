@@ -3,9 +3,11 @@
 import os
 import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
+import psutil
 
 from distbranch.config import Config
 from distbranch.engine.gauges import find_sweep
@@ -53,10 +55,12 @@ def open_wandb_page(config: Config, identity: str | None) -> tuple[WandbPage, st
         UserError: the package is absent, or nobody has logged in.
     """
     wandb = require("wandb", "wandb", "track=wandb")
-    settings = wandb.Settings(console="off", silent=True, finish_timeout=60.0)
+    options: dict[str, Any] = {"console": "off", "silent": True, "finish_timeout": 60.0}
+    # A program waits at its end for wandb to give up, and its own 90 seconds are long.
+    options["init_timeout"] = float(os.environ.get("WANDB_INIT_TIMEOUT", "30"))
     mode = os.environ.get("WANDB_MODE", "online")
-    # It would ask at the terminal, in which nobody expects it.
-    if mode in ("online", "run") and wandb.api.api_key is None:
+    # Else it would ask at the terminal, where nobody expects it.
+    if mode in ("online", "run") and not wandb.login(prompt=False, verify=False):
         raise UserError(
             "found no key: run `wandb login`, or set WANDB_API_KEY or WANDB_MODE=offline"
         )
@@ -70,8 +74,19 @@ def open_wandb_page(config: Config, identity: str | None) -> tuple[WandbPage, st
         dir=os.environ.get("WANDB_DIR", str(config.run_directory)),
         config=config.model_dump(mode="json"),
         reinit="create_new",
-        settings=settings,
+        settings=wandb.Settings(**options),
     )
     run.define_metric(STEP, hidden=True)
     run.define_metric("*", step_metric=STEP)
     return WandbPage(wandb, run), identity
+
+
+def end_wandb_process(since: float) -> None:
+    """End the process of wandb that was started since then (seconds since 1970).
+
+    At the end of a program wandb waits for it, and so for a server that does not answer, for minutes.
+    """
+    for child in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess):
+            if child.name() == "wandb-core" and child.create_time() >= since:
+                child.kill()

@@ -51,3 +51,16 @@ def open_page(tracker: str, config: Config, identity: str | None) -> tuple[Page,
     from distbranch.track.on_mlflow import open_mlflow_page
 
     return open_mlflow_page(config, identity)
+
+
+def abandon_page(tracker: str, since: float) -> None:
+    """Leave nothing behind of a page that failed or hangs for which the program would wait at its end.
+
+    Args:
+        tracker: as `track` of the configuration names it.
+        since: when the page was opened, in seconds since 1970.
+    """
+    if tracker == "wandb":
+        from distbranch.track.on_wandb import end_wandb_process
+
+        end_wandb_process(since)

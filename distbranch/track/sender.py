@@ -7,7 +7,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from queue import SimpleQueue
 from typing import Any
 
@@ -15,7 +15,7 @@ from distbranch.config import Config
 from distbranch.engine.run_directory import RunDirectory, write_json
 from distbranch.engine.run_log import Report
 from distbranch.errors import reason_of
-from distbranch.track.page import FINISHED, Page, open_page
+from distbranch.track.page import FINISHED, Page, abandon_page, open_page
 
 logger = logging.getLogger("distbranch")
 # At the end. A run that was stopped is resumed soon, and its machine is perhaps about to be taken away.
@@ -23,6 +23,13 @@ SECONDS_TO_END, SECONDS_TO_STOP = 60.0, 5.0
 SECONDS_TO_WONDER = 300.0  # without any answer: longer than a slow server takes
 KEPT_IN = "Everything is in metrics.jsonl of the run; training is not disturbed."
 Send = Callable[[Page], None]
+
+
+def wait_for_pages(senders: "Sequence[PageSender]", end: str) -> None:
+    """Wait until all pages are closed, but not for long."""
+    until = time.monotonic() + (SECONDS_TO_END if end == FINISHED else SECONDS_TO_STOP)
+    for sender in senders:
+        sender.wait(max(0.0, until - time.monotonic()))
 
 
 class PageSender:
@@ -46,6 +53,7 @@ class PageSender:
         self._queue: SimpleQueue[tuple[str, int, Send] | None] = SimpleQueue()
         self._end: tuple[str, Mapping[str, float]] = (FINISHED, {})
         self._heard_at = time.monotonic()
+        self._opened_at = time.time()
         self._is_given_up = False
         self._has_warned = False
         self._thread = threading.Thread(target=self._run, name=f"track-{tracker}", daemon=True)
@@ -71,14 +79,13 @@ class PageSender:
         self._end = (end, summary)
         self._queue.put(None)
 
-    def wait(self, end: str) -> None:
-        """Wait until the page is closed, but not for long."""
-        seconds = SECONDS_TO_END if end == FINISHED else SECONDS_TO_STOP
+    def wait(self, seconds: float) -> None:
+        """Wait so long until the page is closed."""
         self._thread.join(seconds)
         if self._thread.is_alive():
-            self._warn(
-                f"{self.tracker} did not take all of the run within {seconds:g} seconds at its end."
-            )
+            self._warn(f"{self.tracker} did not take all of the run in time at its end.")
+        if self._is_given_up or self._thread.is_alive():
+            abandon_page(self.tracker, self._opened_at)
 
     def _run(self) -> None:
         try:

@@ -14,16 +14,18 @@ from distbranch.engine.checkpoint import list_checkpoints
 from distbranch.engine.gauges import GAUGES, Gauge, describe_slowest, format_gauges
 from distbranch.engine.run_directory import RunDirectory
 
+SLOWER_S = 0.3  # than a busy machine makes one rank by chance
+
 
 def train_with_a_slow_rank(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A job: train; rank 1 takes 50 ms longer for every step."""
+    """A job: train; rank 1 takes longer for every step."""
     from distbranch.engine.training_step import TrainingStep
 
     real = TrainingStep._forward_and_backward
 
     def step(self: TrainingStep, *batch: Any) -> None:
         if self.ranks.rank == 1:
-            time.sleep(0.05)
+            time.sleep(SLOWER_S)
         real(self, *batch)
 
     TrainingStep._forward_and_backward = step  # type: ignore[method-assign]
@@ -33,7 +35,8 @@ def train_with_a_slow_rank(config: Mapping[str, Any]) -> dict[str, Any]:
 def test_the_text_has_the_values_of_metrics_jsonl_and_names_the_slow_rank(
     tiny_data: Path, ranks: RankServer, tmp_path: Path
 ) -> None:
-    changes = {"launch.workers": 2, "train.iterations": 18, "track": []}
+    # Whole groups of norm on each rank: else they wait for each other in the middle of the forward pass.
+    changes = {"launch.workers": 2, "train.iterations": 8, "track": [], "train.norm_batch": 6}
     config = config_of(tiny_data, tmp_path, **changes)
     before = time.time()
     ended = ranks.call_all(train_with_a_slow_rank, 2, config=config)
@@ -54,8 +57,7 @@ def test_the_text_has_the_values_of_metrics_jsonl_and_names_the_slow_rank(
     for line in lines_of(run / "metrics.jsonl", "train"):
         alone = line["seconds_alone"]
         assert alone["rank"] == 1
-        # The median of two is their mean.
-        assert alone["slowest"] - alone["median"] > 0.02
+        assert alone["slowest"] >= SLOWER_S
 
 
 def test_names_with_any_sign_are_read_back_as_they_were() -> None:

@@ -274,7 +274,7 @@ def test_a_page_that_hangs_holds_nothing_up_and_is_told_at_the_end(
             report({"kind": "line", "line": line_at(step)})
     let_go.set()
     (sentence,) = told()
-    assert "wandb did not take all of the run within 0.1 seconds" in sentence
+    assert "wandb did not take all of the run in time" in sentence
 
 
 @pytest.fixture

@@ -47,10 +47,10 @@ def train_and_scrape(config: Mapping[str, Any], marks: str) -> dict[str, Any]:
     os.environ.update(RAY_metrics_report_interval_ms="500")
 
     def scrape() -> None:
-        import ray
-
         while not (Path(marks) / "ready").exists():
             time.sleep(0.1)
+        import ray  # not before the run has: it sets what Ray reads then
+
         ports = [node["MetricsExportPort"] for node in ray.nodes()]
         text = ""
         while 'split="test"' not in text:  # the last that is logged
