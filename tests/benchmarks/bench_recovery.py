@@ -286,7 +286,8 @@ def main(
             # The others are measured all the same; a cluster of the tests that cannot start is an assertion.
             except (UserError, AssertionError) as error:
                 failed.append(f"{name}: {error}")
-    show_rows(rows)
+    if rows:
+        show_rows(rows)
     heads = ("system", "restarted", "seconds", "source")
     show_rows([dict(zip(heads, row, strict=True)) for row in DOCUMENTED])
     if failed:
