@@ -28,9 +28,9 @@ class CheckpointWriter:
     """
 
     def __init__(self) -> None:
-        self._under_way: Future[None] | None = None
+        self._under_way: Future[object] | None = None
 
-    def begin(self, write: Callable[[], None]) -> None:
+    def begin(self, write: Callable[[], object]) -> None:
         """Wait for the work before, then begin `write`, which must hold copies of all that training changes.
 
         Raises:

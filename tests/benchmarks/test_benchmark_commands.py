@@ -36,3 +36,17 @@ def test_packing_and_reading_generated_samples_prints_its_peak_memory(tmp_path: 
     assert ended.code == 0, ended.err
     assert "peak_mib" in ended.out
     assert list(tmp_path.iterdir()) == []
+
+
+def test_losses_that_nobody_knows_are_refused_with_those_that_there_are() -> None:
+    ended = run_benchmark("bench_recovery.py", "--losses", "worker,cat")
+    assert ended.code == 2
+    assert "process, worker, node, host, driver, found cat" in ended.err
+
+
+def test_the_bench_of_checkpoints_writes_both_kinds_and_leaves_nothing(tmp_path: Path) -> None:
+    options = ("--weights", "0.6", "--repeats", "1", "--folder", str(tmp_path))
+    ended = run_benchmark("bench_checkpoint.py", *options)
+    assert ended.code == 0, ended.err
+    assert "written by a thread" in ended.out
+    assert list(tmp_path.iterdir()) == []
