@@ -211,6 +211,8 @@ def find_sweep_state(
     if not has_lock and is_over and not counts[FAILED]:
         return FINISHED, ""
     state, detail = find_state(files, states, job, active_at, has_lock=has_lock)
+    if state == STOPPED and job is None:
+        detail = "" if sweep.trials else "before its first trial"
     if state in (RUNNING, SILENT):
         return state, f"{detail}, {counts[RUNNING]} trial(s)" if counts[RUNNING] else detail
     if state == STOPPED and counts[FAILED]:

@@ -81,8 +81,8 @@ def run_sweep(sweep: SweepConfig, report: Report) -> list[Row]:
     # Locked against a second driver as a run is.
     with RunDirectory(directory.path).locked(of_sweep=True):
         check_begun(sweep, directory, [])  # again: another driver may have begun it since
-        stop_word = RunDirectory(directory.path).stop_word
-        stop_word.unlink(missing_ok=True)  # of an earlier driver
+        own = RunDirectory(directory.path)
+        own.stop_word.unlink(missing_ok=True)  # of an earlier driver
         directory.record_sweep(sweep)
         write_atomically(directory.base, to_yaml(load_base_config(sweep)))
         proposals = None
@@ -103,7 +103,8 @@ def run_sweep(sweep: SweepConfig, report: Report) -> list[Row]:
                 proposals.write_journal()
             rows = live.make_rows()
             write_results(rows, directory)
-            stop_word.unlink(missing_ok=True)
+            for file in (own.stop_word, own.sign_of_life):
+                file.unlink(missing_ok=True)
         saving = describe_saving(trials)
         if saving:
             report({"kind": "saving", "text": saving})

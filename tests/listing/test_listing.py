@@ -165,7 +165,7 @@ def test_a_sweep_that_nobody_drives_says_what_failed(sweep: Path) -> None:
     assert (row.state, row.detail) == ("failed", "1 trial(s): a node was lost")
     (sweep / "ended.jsonl").unlink()
     [row] = list_rows(sweep.parent)
-    assert row.state == "stopped"
+    assert (row.state, row.detail) == ("stopped", "")
     (sweep / "experiment.json").write_text("{}")
     for name in ("width8", "width16", "width32"):
         for seed in (0, 1):
