@@ -65,7 +65,8 @@ def test_the_page_of_a_grown_run_is_whole_and_needs_nothing_from_outside(
     page = report_run(grown_run, tmp_path / "out" / "report.html")
     parser = parsed(page)
     assert parser.sections == [
-        "tree", "growth", "groups", "affinity", "costs", "curves", "scores", "tasks", "throughput", "means", "decisions", "starts", "settings",
+        "tree", "growth", "groups", "affinity", "costs", "curves", "scores", "tasks", "throughput", "means", "decisions",
+        "starts", "settings",
     ]  # fmt: skip
     assert all(address.startswith(("#", "data:")) for address in parser.addresses)
     assert "@import" not in page.read_text(encoding="utf-8")
