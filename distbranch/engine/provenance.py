@@ -127,7 +127,11 @@ def describe_command() -> str:
     """The command line of this process, without the folder of the program and without passwords in URLs."""
     program, *arguments = sys.argv or [""]
     name = Path(program).name
-    words = ["python", "-m", Path(program).parent.name] if name == "__main__.py" else [name]
+    words = [name]
+    if name in ("", "-c"):  # a program without a file
+        words = ["python", *filter(None, words)]
+    elif name == "__main__.py":
+        words = ["python", "-m", Path(program).parent.name]
     return hide_secrets(shlex.join([*words, *arguments]))
 
 

@@ -274,7 +274,8 @@ def write_environment(
 def warn_of_other_origin(config_file: Path, config: Config) -> None:
     """Say in what a new run differs in code, packages or data from the one whose config.yaml it is begun with."""
     files = RunDirectory(config_file.absolute().parent)
-    is_new = not RunDirectory(config.run_directory).holds_training
+    is_other = files.path.resolve() != config.run_directory.resolve()
+    is_new = is_other and not RunDirectory(config.run_directory).holds_training
     if config_file.name == files.config.name and is_new and files.last_start:
         now = {**describe_code(), "data": read_data(config.data).fingerprint}
         _warn_of_changes(files, now, f"is trained again as {config.run.name}")

@@ -121,6 +121,10 @@ def test_a_command_is_told_without_folders_of_programs_and_without_passwords(
     )
     monkeypatch.setattr(sys, "argv", ["/site/distbranch/__main__.py", "train", "x.yaml"])
     assert describe_command() == "python -m distbranch train x.yaml"
+    monkeypatch.setattr(sys, "argv", ["-c", "x"])
+    assert describe_command() == "python -c x"
+    monkeypatch.setattr(sys, "argv", [""])
+    assert describe_command() == "python"
     assert hide_secrets("http://host/data method.alpha=2") == "http://host/data method.alpha=2"
 
 
