@@ -94,10 +94,10 @@ def run_sweep(sweep: SweepConfig, report: Report) -> list[Row]:
         try:
             _train_open(sweep, trials, turns, directory, report, proposals)
         finally:
-            if proposals is not None:
-                proposals.write_journal()
             rows = make_rows(sweep, trials, directory)
             write_results(rows, directory)
+            if proposals is not None:
+                proposals.write_journal()
         saving = describe_saving(trials)
         if saving:
             report({"kind": "saving", "text": saving})
