@@ -99,12 +99,11 @@ def run_sweep(sweep: SweepConfig, report: Report) -> list[Row]:
             with live.rewritten():
                 _train_open(sweep, trials, turns, directory, live, proposals)
         finally:
-            if proposals is not None:
-                proposals.write_journal()
             rows = live.make_rows()
             write_results(rows, directory)
-            for file in (own.stop_word, own.sign_of_life):
-                file.unlink(missing_ok=True)
+            if proposals is not None:
+                proposals.write_journal()
+            stop_word.unlink(missing_ok=True)
         saving = describe_saving(trials)
         if saving:
             report({"kind": "saving", "text": saving})

@@ -25,7 +25,7 @@ def test_a_search_for_a_front_whose_driver_is_killed_resumes_and_its_journal_is_
     file = write_sweep(
         tmp_path,
         tiny_data,
-        run={"train.iterations": 4, "train.evaluate_every": 2},
+        run={"method.name": "fixed", "train.iterations": 4, "train.evaluate_every": 2},
         search="optuna",
         num_trials=NUM_SETTINGS,
         metric="accuracy",
