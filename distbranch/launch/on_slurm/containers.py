@@ -54,7 +54,7 @@ while sleep 1; do
     echo $? > "$name.code"; mv "$name.code" "$name.done"
   done
 done &
-relay=$!; trap 'kill -9 $relay; rm -rf "${RELAY}"' EXIT"""
+relay=$!; disown; trap 'kill -9 $relay; rm -rf "${RELAY}"' EXIT"""
 
 
 @dataclass(frozen=True)

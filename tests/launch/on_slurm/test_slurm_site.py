@@ -22,7 +22,7 @@ CONTENT = dict.fromkeys(
 )
 APPTAINER = f"""#!/bin/bash
 [ "$1 $2 $4" = "exec --bind --pwd" ] || exit 98
-export MOUNTS=$3 FOLDER=$5 IMAGE=$6 PATH={Path(sys.executable).parent}:/usr/bin
+export MOUNTS=$3 FOLDER=$5 IMAGE=$6 PATH={Path(sys.executable).parent}:/usr/bin:/usr/sbin
 shift 6
 exec unshare --mount --propagation private bash -c '
   mount -t tmpfs none "$IMAGE" && cd "$IMAGE" && ln -s usr/bin usr/sbin usr/lib usr/lib64 . && mkdir tmp
