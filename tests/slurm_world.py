@@ -46,7 +46,6 @@ AuthType=auth/munge
 AuthInfo=socket={folder}/munge.socket,cred_expire=5
 CryptoType=crypto/munge
 SlurmctldPort={slurmctld_port}
-FirstJobId={first_job}
 SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/slurmd-%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
@@ -261,14 +260,7 @@ class SlurmWorld:
         nodes = "\n".join(
             f"NodeName={node} Port={free_port()} {here} {resources[node]}" for node in NODES
         )
-        # A task has a folder named after its job in /tmp, where other tests may have a Slurm of their own.
-        first_job = 1000 * (1 + secrets.randbelow(10_000))
-        values = {
-            "folder": self.folder,
-            "slurmctld_port": free_port(),
-            "first_job": first_job,
-            "nodes": nodes,
-        }
+        values = {"folder": self.folder, "slurmctld_port": free_port(), "nodes": nodes}
         self.configuration.write_text(CONFIG.format(**values))
         for name, command in SCRIPTS.items():
             script = self.folder / name

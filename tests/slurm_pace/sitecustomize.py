@@ -1,6 +1,5 @@
 """For jobs of the tests: with this folder on PYTHONPATH every training step takes so many seconds longer (TEST_SECONDS_PER_STEP),
-but for those up to the number that the file TEST_QUICK_UNTIL holds, and each rank writes down which cores and threads it trains
-with (into the folder TEST_RANKS).
+and each rank writes down which cores and threads it trains with (into the folder TEST_RANKS).
 
 A tiny run is over before anything can be done to it; its processes are started by Slurm and Ray, out of a test's reach.
 """
@@ -43,16 +42,10 @@ def pace(module: ModuleType) -> None:
     def step(self: Any, *batch: Any) -> None:
         if "TEST_RANKS" in os.environ:
             describe_rank()
-        if self.progress.iteration + 1 > read_quick_steps():
-            time.sleep(float(os.environ["TEST_SECONDS_PER_STEP"]))
+        time.sleep(float(os.environ["TEST_SECONDS_PER_STEP"]))
         real(self, *batch)
 
     module.TrainingStep._forward_and_backward = step
-
-
-def read_quick_steps() -> int:
-    file = os.environ.get("TEST_QUICK_UNTIL")
-    return int(Path(file).read_text()) if file else 0
 
 
 def describe_rank() -> None:
