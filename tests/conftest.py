@@ -4,6 +4,8 @@ import os
 
 # xdist gives its workers COLUMNS=80, and a rich Console that is made while it is set keeps that width: ours is, in the imports.
 os.environ.pop("COLUMNS", None)
+# Whoever runs the tests may have defaults of a site; no test should know of them.
+os.environ["DISTBRANCH_SITE"] = ""
 
 import shutil
 from collections.abc import Callable, Iterator

@@ -200,7 +200,7 @@ def doctor(
     Examples:
     - `distbranch doctor`
     - `distbranch doctor --storage /shared/runs`
-    - `srun --nodes 2 --ntasks-per-node 8 --gpus-per-node 8 distbranch doctor --ranks 16`
+    - `distbranch doctor --ranks 8`
     """
     if ranks is not None:
         return _show_ranks(ranks)

@@ -65,15 +65,18 @@ class RankReport:
         return _by_host(self.hosts, self.products)
 
     def links_by_host(self) -> dict[str, float]:
-        """Seconds of a message, for every host the median over the links of its ranks, to other hosts if there are several."""
+        """Seconds of a message, of every host over its best link to another host, or between its ranks if it is alone.
+
+        The best one: a host that is slow towards all would else slow down the median of the others too.
+        """
         is_alone = len(set(self.hosts)) == 1
-        own: dict[str, list[float]] = {}
+        best: dict[str, float] = {}
         for link in self.links:
             ends = [self.hosts[rank] for rank in link.ranks]
             if is_alone or ends[0] != ends[1]:
                 for host in ends:
-                    own.setdefault(host, []).append(link.seconds)
-        return {host: median(seconds) for host, seconds in own.items()}
+                    best[host] = min(link.seconds, best.get(host, link.seconds))
+        return best
 
 
 def _by_host(hosts: Sequence[str], values: Sequence[float]) -> dict[str, float]:

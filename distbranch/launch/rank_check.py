@@ -113,16 +113,15 @@ def describe_report(report: RankReport) -> list[dict[str, Any]]:
     if len(of_hosts) > 2:  # of two each has the same link
         host, factor = find_slowest(of_hosts)
         rows.append(_make_row(f"{message}, slowest host", of_hosts[host], host, factor))
-    seconds_of_links = {
-        " - ".join(f"rank {rank} ({report.hosts[rank]})" for rank in link.ranks): link.seconds
-        for link in report.links
-    }
-    pair, factor = find_slowest(seconds_of_links)
-    speed = _write_rate(BYTES_OF_LINK / seconds_of_links[pair])
-    rows.append(
-        _make_row(f"{message}, slowest pair", seconds_of_links[pair], f"{pair}: {speed}", factor)
-    )
+    of_pairs = {_name_pair(report, link.ranks): link.seconds for link in report.links}
+    pair, factor = find_slowest(of_pairs)
+    rows.append(_make_row(f"{message}, slowest pair", of_pairs[pair], pair, factor))
     return rows
+
+
+def _name_pair(report: RankReport, pair: tuple[int, int]) -> str:
+    hosts = " and ".join(dict.fromkeys(report.hosts[rank] for rank in pair))
+    return f"ranks {pair[0]} and {pair[1]} on {hosts}"
 
 
 def describe_title(report: RankReport) -> str:
@@ -132,7 +131,7 @@ def describe_title(report: RankReport) -> str:
 
 
 def _make_row(what: str, seconds: float, found: str, factor: float | None = None) -> dict[str, Any]:
-    compared = None if factor is None else f"{factor:.1f} times"
+    compared = "" if factor is None else f"{factor:.1f} times"
     return {
         "what": what,
         "time": _write_time(seconds),

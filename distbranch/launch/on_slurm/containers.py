@@ -29,13 +29,14 @@ BEGIN_INSIDE = (
     f'lacks and sys.exit("{MISSING}".format(lacks[0])); '
     'os.execv(sys.executable, [sys.executable, *sys.argv[sys.argv.index("-u"):]])'
 )
-# The batch script ends when its tasks have ended, not at the signal of which they may still want to ask. Only task 0 asks, and it
-# runs on the node of the batch script. A listing is fresh where a look at one file may be remembered (NFS).
+# Neither side ends at SIGTERM, which is sent to a job that is cancelled or queued again while it asks. Only task 0 asks, and it runs
+# on the node of the batch script. A listing is fresh where a look at one file may be remembered (NFS).
 RELAY_OF_BATCH_SCRIPT = f"""\
 trap "" TERM
 rm -rf "${RELAY}"
 (umask 077; mkdir -p "${RELAY}"; cat > "${RELAY}/scontrol"; chmod 700 "${RELAY}/scontrol") <<'END'
 #!/bin/sh
+trap "" TERM
 name=$1-$$
 : > "${RELAY}/$name.ask"
 until ls "${RELAY}" | grep -qx "$name.done"; do sleep 0.3; done
@@ -54,7 +55,7 @@ while sleep 1; do
     echo $? > "$name.code"; mv "$name.code" "$name.done"
   done
 done &
-relay=$!; trap 'kill -9 $relay; rm -rf "${RELAY}"' EXIT"""
+relay=$!; disown; trap 'kill -9 $relay; rm -rf "${RELAY}"' EXIT"""
 
 
 @dataclass(frozen=True)

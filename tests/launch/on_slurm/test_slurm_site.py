@@ -22,7 +22,7 @@ CONTENT = dict.fromkeys(
 )
 APPTAINER = f"""#!/bin/bash
 [ "$1 $2 $4" = "exec --bind --pwd" ] || exit 98
-export MOUNTS=$3 FOLDER=$5 IMAGE=$6 PATH={Path(sys.executable).parent}:/usr/bin
+export MOUNTS=$3 FOLDER=$5 IMAGE=$6 PATH={Path(sys.executable).parent}:/usr/bin:/usr/sbin
 shift 6
 exec unshare --mount --propagation private bash -c '
   mount -t tmpfs none "$IMAGE" && cd "$IMAGE" && ln -s usr/bin usr/sbin usr/lib usr/lib64 . && mkdir tmp
@@ -51,25 +51,26 @@ def test_a_run_of_the_site_file_in_a_container_is_queued_again_and_ends_with_the
     site = {
         "partition": "main",
         "time": "20",
-        "cpus_per_node": 2,
+        "cpus_per_node": 1,
         "setup": [f"export PATH={person.folder}/module:$PATH"],
         "sbatch": "nodelist=n1",
         "container": str(image),
     }
     file = person.folder / "site.yaml"
     file.write_text(yaml.safe_dump({"slurm": site}))
-    job = person.submits("tiny.yaml", "launch.workers=2", DISTBRANCH_SITE=str(file))
+    job = person.submits("tiny.yaml", DISTBRANCH_SITE=str(file))
     person.waits_for_step(8)
     assert slurm.job(job)["Partition"] == "main"
 
     # What Slurm sends before a time limit; the task inside knows no scontrol but that of the batch script.
     slurm.run("scancel", "--signal=USR2", job)
     slurm.wait_for(lambda: slurm.job(job)["Restarts"] == "1", "the requeue", timeout_s=200)
+    assert "Traceback" not in person.log("tiny")
     assert stopped_at(person.log("tiny")) == [saved_step(person.run_of("tiny"))]
     person.waits_for_step(12, resumed=1)
     person.hurries_until(1000)
     assert person.waits_for_end(job) == "COMPLETED", person.log("tiny")
-    assert_same_content(person.run_of("tiny"), undisturbed(2))
+    assert_same_content(person.run_of("tiny"), undisturbed(1))
     assert not list(person.run_of("tiny").glob("slurm/relay*"))
 
 
