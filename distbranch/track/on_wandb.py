@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -18,6 +19,7 @@ from distbranch.track.page import FINISHED, STOPPED
 PROJECT = "distbranch"
 # What all is drawn over. With wandb's own steps a line would be kept back until the next step, and lost with the process.
 STEP = "iteration"
+SECONDS_TO_TEAR_DOWN = 2.0
 
 
 class WandbPage:
@@ -86,7 +88,23 @@ def end_wandb_process(since: float) -> None:
 
     At the end of a program wandb waits for it, and so for a server that does not answer, for minutes.
     """
-    for child in psutil.Process().children():
+    started = [
+        child
+        for child in psutil.Process().children()
+        if child.name() == "wandb-core" and child.create_time() >= since
+    ]
+    if not started:
+        return
+    # First told to end, for else wandb looks for it at the end of the program, and says so.
+    teller = threading.Thread(target=_tear_down, daemon=True)
+    teller.start()
+    teller.join(SECONDS_TO_TEAR_DOWN)
+    for child in started:
         with suppress(psutil.NoSuchProcess):
-            if child.name() == "wandb-core" and child.create_time() >= since:
-                child.kill()
+            child.kill()
+
+
+def _tear_down() -> None:
+    # Whatever it says of a process that is killed is of no interest.
+    with suppress(Exception):
+        require("wandb", "wandb", "track=wandb").teardown()
