@@ -174,6 +174,8 @@ def draw_pareto(sweep: SweepFiles) -> Figure:
     beside = f" (beside it: {shorten_key(keys[0])})" if len(keys) == 1 else ""
     for axes, cost in zip(panels, costs, strict=True):
         _draw_points(axes, sweep, points, cost)
+        if cost == LATENCY:
+            _draw_intervals(axes, sweep, points)
         front = _make_spots(sweep, points.loc[fronts[cost]])
         # a ring around its point
         ring: dict[str, Any] = {
@@ -207,6 +209,14 @@ def draw_pareto(sweep: SweepFiles) -> Figure:
     figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=6)
     settle_names(figure)
     return figure
+
+
+def _draw_intervals(axes: Axes, sweep: SweepFiles, points: pandas.DataFrame) -> None:
+    """Bars of latency, unlike to either side: what disturbs a machine makes it slower and not faster."""
+    known = points.dropna(subset=INTERVAL)
+    values = _choose_scale(sweep) * known[f"{sweep.shown_split}_{sweep.metric}"]
+    low, high = INTERVAL
+    axes.hlines(values, known[low], known[high], color=MUTED, linewidth=1, zorder=2)
 
 
 def _mark_ties(axes: Axes, spots: Sequence[Spot], scale: float) -> None:
@@ -250,9 +260,8 @@ def _make_spots(sweep: SweepFiles, points: pandas.DataFrame) -> list[Spot]:
         if len(keys) == 1:
             name = format_setting(point[keys[0]])
         costs = {cost: (point[cost], point[f"{cost}_sd"]) for cost in sweep.costs}
-        low, high = (point[bound] for bound in INTERVAL)
-        if high == high:  # measured with an interval, which is what its bar shows
-            costs[LATENCY] = (point[LATENCY], max(high - point[LATENCY], point[LATENCY] - low))
+        if point[INTERVAL[0]] == point[INTERVAL[0]]:  # its bar is that, see `_draw_intervals`
+            costs[LATENCY] = (point[LATENCY], None)
         spots.append(Spot(name, costs, (point[value], point[f"{value}_sd"])))
     return spots
 
