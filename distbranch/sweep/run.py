@@ -103,7 +103,8 @@ def run_sweep(sweep: SweepConfig, report: Report) -> list[Row]:
             write_results(rows, directory)
             if proposals is not None:
                 proposals.write_journal()
-            stop_word.unlink(missing_ok=True)
+            for file in (own.stop_word, own.sign_of_life):
+                file.unlink(missing_ok=True)
         saving = describe_saving(trials)
         if saving:
             report({"kind": "saving", "text": saving})
