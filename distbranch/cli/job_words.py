@@ -158,8 +158,8 @@ def _make_sweep_command(
     # As they were typed: a relative place is another one where the job runs.
     key = "directory" if given.name == "sweep" else "run.directory"
     places = [(key, sweep.directory)]
-    if sweep.trial_directory is not None:
-        places.append(("trial_directory", sweep.trial_directory))
+    if sweep.trial_directory not in (None, sweep.directory):
+        places.append(("trial_directory", str(sweep.trial_directory)))
     files = dict.fromkeys([*configs, *map(Path, filterfalse(is_module, given_plugins))])
     for variant in sweep.variants.values() or [{}]:
         own = dict(variant)
