@@ -48,7 +48,7 @@ class JobCommand:
     @property
     def folder(self) -> Path:
         """Where the files of its job of Slurm lie."""
-        return self.directory / FOLDER if self.launch is not None else self.directory
+        return self.directory / FOLDER
 
     def has_job(self, say: Say) -> bool:
         """Whether its job waits or runs already, which is said."""
