@@ -16,7 +16,6 @@ from distbranch.launch.job_command import JobCommand
 from distbranch.launch.jobs import Job, read_job, write_job
 from distbranch.launch.on_ray import command_jobs as ray_jobs
 from distbranch.launch.on_slurm import command_jobs as slurm_jobs
-from distbranch.launch.on_slurm import task as tasks
 from distbranch.launch.on_slurm.local_job import read_exit_code, write_exit_code
 from distbranch.launch.on_slurm.node import Place
 from distbranch.launch.on_slurm.task import Task
@@ -229,17 +228,17 @@ def test_who_waits_ends_as_the_command_of_the_job_did(
     assert "begun\n" in said
 
 
-def test_a_task_waits_for_all_nodes_of_a_sweep_but_not_for_ever(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_task_waits_for_all_nodes_of_a_sweep_but_not_for_one_that_is_lost(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     task = Task(("sweep", "s.yaml"), str(tmp_path), str(tmp_path))
     place = Place(tmp_path, "7", "0", 0, 3)
     place.shared.mkdir()
-    monkeypatch.setattr(tasks, "MINUTES_TO_JOIN", 0)
-    Place(tmp_path, "7", "0", 1, 3).announce_joining()
+    Place(tmp_path, "7", "0", 1, 3).announce("joined")
+    Place(tmp_path, "7", "0", 2, 3).announce("lost")
     assert task._wait_for_nodes(place)
     assert "2 of 3 nodes have joined" in capsys.readouterr().out
-    Place(tmp_path, "7", "0", 2, 3).announce_joining()
+    Place(tmp_path, "7", "0", 2, 3).announce("joined")
     assert task._wait_for_nodes(place)
     assert capsys.readouterr().out == ""
     task.asked_at = 1.0

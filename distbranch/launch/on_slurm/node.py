@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import psutil
 
@@ -106,13 +107,13 @@ class Place:
             f"The first node of the job said nothing for {seconds:.0f} s in {self.shared}; see its log."
         )
 
-    def announce_joining(self) -> None:
-        """Say to task 0 that this node is a part of the cluster."""
-        (self.shared / f"joined-{self.task}").touch()
+    def announce(self, what: Literal["joined", "lost"]) -> None:
+        """Say to task 0 that this node is a part of the cluster, or will never be one."""
+        (self.shared / f"{what}-{self.task}").touch()
 
-    def count_joined(self) -> int:
-        """The nodes that are a part of the cluster, task 0's own among them."""
-        return 1 + sum(name.startswith("joined-") for name in os.listdir(self.shared))
+    def count_nodes(self, what: Literal["joined", "lost"]) -> int:
+        """The other nodes that have said so."""
+        return sum(name.startswith(what) for name in os.listdir(self.shared))
 
     def is_over(self) -> bool:
         """Whether task 0 has ended."""

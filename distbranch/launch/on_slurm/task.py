@@ -176,6 +176,7 @@ class Task:
                 )
             if code is not None:
                 return code
+        place.announce("lost")
         last = find_last_line(place.ray_log.read_text(errors="replace"), "it said nothing")
         raise UserError(f"Ray ended {RESTARTS_OF_RAY} times on {socket.gethostname()}: {last}")
 
@@ -205,11 +206,13 @@ class Task:
         for _ in look_until(60 * MINUTES_TO_JOIN, SECONDS_BETWEEN_LOOKS):
             if self.asked_at is not None:
                 return False
-            if place.count_joined() == place.num_nodes:
-                return True
-        sys.stdout.write(
-            f"{place.count_joined()} of {place.num_nodes} nodes have joined within {MINUTES_TO_JOIN} minutes; the command begins.\n"
-        )
+            if 1 + place.count_nodes("joined") + place.count_nodes("lost") >= place.num_nodes:
+                break
+        num_joined = 1 + place.count_nodes("joined")
+        if num_joined < place.num_nodes:
+            sys.stdout.write(
+                f"{num_joined} of {place.num_nodes} nodes have joined, see the logs of the others; the command begins.\n"
+            )
         return True
 
     def _follow(self, place: Place, ray: Child) -> int | None:
@@ -218,7 +221,7 @@ class Task:
         while not place.is_over():
             if not has_joined and RAY_HAS_JOINED in place.ray_log.read_bytes():
                 has_joined = True
-                place.announce_joining()
+                place.announce("joined")
             if ray.poll() is not None:
                 # The head ends just before task 0 says so.
                 return 0 if place.is_over() else None
