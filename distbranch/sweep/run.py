@@ -81,7 +81,6 @@ def run_sweep(sweep: SweepConfig, report: Report) -> list[Row]:
     # Locked against a second driver as a run is.
     with RunDirectory(directory.path).locked(of_sweep=True):
         check_begun(sweep, directory, [])  # again: another driver may have begun it since
-        RunDirectory(directory.path).stop_word.unlink(missing_ok=True)
         write_atomically(directory.config, sweep_to_yaml(sweep))
         write_atomically(directory.base, to_yaml(load_base_config(sweep)))
         proposals = None

@@ -155,13 +155,12 @@ def run_tune(
 def wait_for_tuner(thread: threading.Thread, queue: FamilyQueue) -> StoppedEarly | None:
     """Wait for the Tuner; a signal closes the queue and gives every running trial its stop word."""
     request = StopRequest()
-    has_word = RunDirectory(queue.directory.path).stop_word.exists
     trained_at = time.monotonic()
     with request.receive_signals():
         thread.start()
         while thread.is_alive():
             thread.join(SECONDS_BETWEEN_LOOKS)
-            if not (request() or has_word()):
+            if not request():
                 continue
             if not queue.closed:
                 queue.report({"kind": "stopping"})
@@ -179,7 +178,7 @@ def wait_for_tuner(thread: threading.Thread, queue: FamilyQueue) -> StoppedEarly
                 time.monotonic() - trained_at > SECONDS_TO_BEGIN
             ):  # Ray waits for room, perhaps for hours
                 break
-    if request() or has_word():
+    if request():
         return request.make_error(
             "The sweep was stopped; running trials saved a checkpoint. The same command resumes."
         )
