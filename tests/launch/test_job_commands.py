@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 from tiny_world import Ended, assert_one_sentence, nothing_overwritten, run_command
 
-from distbranch.config import LaunchConfig
+from distbranch.config import LaunchConfig, load_config
 from distbranch.errors import UserError
 from distbranch.launch import job_command, jobs
 from distbranch.launch.job_command import JobCommand
 from distbranch.launch.jobs import Job, read_job, write_job
 from distbranch.launch.on_ray import command_jobs as ray_jobs
 from distbranch.launch.on_slurm import command_jobs as slurm_jobs
+from distbranch.launch.on_slurm import submission
 from distbranch.launch.on_slurm.local_job import read_exit_code, write_exit_code
 from distbranch.launch.on_slurm.node import Place
 from distbranch.launch.on_slurm.task import Task
@@ -175,16 +176,14 @@ def test_a_sweep_whose_directory_the_cluster_does_not_see_leaves_nothing_here(
     assert_one_sentence(ended, 1, ("raysubmit_1 ended before", "is another folder"))
 
 
-def test_a_command_here_is_awaited_and_ends_as_it_did(world: Path) -> None:
+def test_a_command_here_is_awaited_and_recorded_beside_the_run(world: Path) -> None:
     ended = run("submit slurm --executor local --wait -- evaluate runs/tiny --split val")
     assert ended.code == 0, ended.out + ended.err
     assert "bright" in ended.out
     job = read_job(world / "runs" / "tiny" / "slurm" / "evaluate")
     assert job is not None
     assert (job.kind, job.command) == ("local", "evaluate")
-    ended = run("submit slurm --executor local --wait -- evaluate runs/tiny --split none")
-    assert ended.code == 1
-    assert "the same command begins it anew" in ended.out
+    assert read_exit_code(Path(job.log).parent) == 0
 
 
 def test_a_record_of_an_earlier_release_is_one_of_training(tmp_path: Path) -> None:
@@ -226,6 +225,34 @@ def test_who_waits_ends_as_the_command_of_the_job_did(
     found = slurm_jobs.wait_for_command(command, job, say=said.append, show=said.append)
     assert found == expected
     assert "begun\n" in said
+
+
+def test_who_waits_for_an_array_asks_the_queue_once_for_all_and_ends_as_its_worst_trial_did(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config(world / "tiny.yaml", [f"run.directory={world}/runs"])
+    others = [load_config(config, {"run.name": name}) for name in ("one", "two")]
+    for number, trial in enumerate([config, *others]):
+        trial.run_directory.mkdir(exist_ok=True)
+        write_job(trial.run_directory, Job("slurm", f"12_{number}", "partition gpu", "", ""))
+    looks = [{"12_1", "12_2"}, {"12_1"}, set()]
+    asked = []
+
+    def look(ids: list[str]) -> set[str]:
+        asked.append(sorted(ids))
+        return looks.pop(0)
+
+    monkeypatch.setattr(submission, "list_queued_jobs", look)
+    monkeypatch.setattr(submission, "SECONDS_BETWEEN_LOOKS", 0)
+    state = "ended (COMPLETED with exit code 0:0)"
+    monkeypatch.setattr(submission, "describe_job_state", lambda _: state)
+    said: list[str] = []
+    assert submission.wait_for_runs([config, *others], say=said.append) == EXIT_PREEMPTED
+    assert asked == [["12_0", "12_1", "12_2"], ["12_1", "12_2"], ["12_1"]]
+    assert said[0] == "tiny is finished (2 left)"
+    assert said[2] == f"one is not finished: its job has {state} (0 left)"
+    state, looks = "ended (FAILED with exit code 1:0)", [set()]
+    assert submission.wait_for_runs([config, *others], say=said.append) == 1
 
 
 def test_a_task_waits_for_all_nodes_of_a_sweep_but_not_for_one_that_is_lost(

@@ -26,6 +26,7 @@ from distbranch.errors import UsageError, UserError
 from distbranch.launch.job_command import FOLDER
 from distbranch.launch.jobs import (
     SECONDS_BETWEEN_LOOKS,
+    SECONDS_OF_SILENCE,
     TIME_FORMAT,
     Job,
     Say,
@@ -37,7 +38,7 @@ from distbranch.launch.jobs import (
 )
 from distbranch.launch.on_slurm import hold_signals, local_job
 from distbranch.launch.on_slurm.local_job import EXIT_CODE
-from distbranch.launch.on_slurm.queue import check_partition, explain_refusal
+from distbranch.launch.on_slurm.queue import check_partition, explain_refusal, list_queued_jobs
 from distbranch.launch.on_slurm.resources import Resources, count_gpus, list_variables_against
 from distbranch.launch.on_slurm.task import Task
 from distbranch.launch.prepare import (
@@ -165,23 +166,37 @@ def _has_saved(state: str) -> bool:
 
 
 def wait_for_runs(runs: Sequence[Config], *, say: Say) -> int:
-    """Say how each job of an array ends until all have ended; 0 if all runs are finished, 1 if some failed, else 75."""
+    """Say how each job of an array ends until all have ended; 0 if all runs are finished, 1 if some failed, else 75.
+
+    Raises:
+        UserError: Slurm does not answer for long.
+    """
     waiting = {}
     for config in runs:
         job = read_job(config.run_directory)
-        if job is not None:
+        if job is not None and job.kind == "slurm":
             waiting[config.run_directory] = job
     codes = {0}
+    known_at = time.monotonic()
     while waiting:
+        # One question about all of them: the queue has others to answer too.
+        try:
+            queued = list_queued_jobs([job.id for job in waiting.values()])
+            known_at = time.monotonic()
+        except UserError:
+            if time.monotonic() - known_at > SECONDS_OF_SILENCE:
+                raise
+            queued = {job.id for job in waiting.values()}
+
         for directory, job in [*waiting.items()]:
-            state = describe_job_state(job)
-            if is_under_way(state) or state.startswith("unknown"):
+            if job.id in queued:
                 continue
             del waiting[directory]
-            is_finished = read_result(directory) is not None
-            if not is_finished:
+            outcome = "is finished"
+            if read_result(directory) is None:
+                state = describe_job_state(job)
                 codes.add(EXIT_PREEMPTED if _has_saved(state) else 1)
-            outcome = "is finished" if is_finished else f"is not finished: its job has {state}"
+                outcome = f"is not finished: its job has {state}"
             say(f"{directory.name} {outcome} ({len(waiting)} left)")
         if waiting:
             time.sleep(SECONDS_BETWEEN_LOOKS)

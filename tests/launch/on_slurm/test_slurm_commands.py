@@ -17,14 +17,16 @@ def test_a_sweep_in_one_allocation_uses_both_nodes_survives_preemption_and_its_t
 ) -> None:
     # The third trial has no room before another one has ended.
     person.write("base", **{"train.iterations": 24, "train.evaluate_every": 0})
-    sweep = {"base": "base.yaml", "directory": str(person.folder / "runs"), "seeds": [3, 4, 5]}
+    sweep = {"base": "base.yaml", "directory": str(person.folder / "runs")}
+    sweep |= {"seeds": [3, 4, 5], "cpus_per_trial": 2}
     (person.folder / "few.yaml").write_text(yaml.safe_dump(sweep))
-    command = ("--partition", "main", "--nodes", "2", "--cpus-per-node", "1", "--time", "30")
-    job = person.submits(*command, "--", "sweep", "few.yaml")
+    command = ("--partition", "main", "--nodes", "2", "--cpus-per-node", "2", "--time", "30")
+    # After the first steps so slow that both trials still train when they are interrupted.
+    job = person.submits(*command, "--", "sweep", "few.yaml", TEST_SECONDS_PER_STEP="3")
     directory = person.run_of("few")
     person.waits_for_step(4, "few/seed3")
     person.waits_for_step(4, "few/seed4")
-    assert {(rank[0], rank[1]) for rank in person.ranks()} == {("n1-0", 1), ("n2-0", 1)}
+    assert {(rank[0], rank[1]) for rank in person.ranks()} == {("n1-0", 2), ("n2-0", 2)}
     assert not (directory / "seed5" / "metrics.jsonl").exists()
     again = person.types("submit", "slurm", *command, "--", "sweep", "few.yaml")
     assert f"has the slurm job {job} of `sweep` already, which is running on nodes" in again.stdout
@@ -36,7 +38,7 @@ def test_a_sweep_in_one_allocation_uses_both_nodes_survives_preemption_and_its_t
     slurm.wait_for(
         lambda: slurm.job(job)["Restarts"] == "1", "the requeue after preemption", timeout_s=200
     )
-    person.hurries()
+    person.hurries_until(24)
     assert person.waits_for_end(job) == "COMPLETED", person.log("few")
     for seed in (3, 4):
         resumed = lines_of(directory / f"seed{seed}" / "metrics.jsonl", "resumed")
