@@ -22,14 +22,14 @@ def test_a_sweep_in_one_allocation_uses_both_nodes_survives_preemption_and_its_t
     (person.folder / "few.yaml").write_text(yaml.safe_dump(sweep))
     command = ("--partition", "main", "--nodes", "2", "--cpus-per-node", "2", "--time", "30")
     # After the first steps so slow that both trials still train when they are interrupted.
-    job = person.submits(*command, "--", "sweep", "few.yaml", TEST_SECONDS_PER_STEP="3")
+    job = person.submits(*command, "--", "sweep", "few.yaml", TEST_SECONDS_PER_STEP="10")
     directory = person.run_of("few")
     person.waits_for_step(4, "few/seed3")
     person.waits_for_step(4, "few/seed4")
     assert {(rank[0], rank[1]) for rank in person.ranks()} == {("n1-0", 2), ("n2-0", 2)}
     assert not (directory / "seed5" / "metrics.jsonl").exists()
     again = person.types("submit", "slurm", *command, "--", "sweep", "few.yaml")
-    assert f"has the slurm job {job} of `sweep` already, which is running on nodes" in again.stdout
+    assert f"has the slurm job {job} of `sweep` already, which is running on n" in again.stdout
 
     # A more urgent job wants both nodes: every running trial is saved, and resumed.
     slurm.run(
