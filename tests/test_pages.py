@@ -39,8 +39,15 @@ def commands_of(page: Path) -> list[list[str]]:
     found = []
     for line in lines:
         command = re.search(r"(?:^|&& )(distbranch (?:[a-z].*))", line.strip())
-        if command is not None:
-            found.append(shlex.split(command.group(1), comments=True)[1:])
+        if command is None:
+            continue
+        words = shlex.split(command.group(1), comments=True)[1:]
+        # After the dashes stands the command that a job runs, with options of its own.
+        if "--" in words:
+            dashes = words.index("--")
+            found.append(words[dashes + 1 :])
+            words = words[:dashes]
+        found.append(words)
     return found
 
 

@@ -1,49 +1,95 @@
-"""`distbranch submit`: runs as jobs of a cluster."""
+"""`distbranch submit`: commands as jobs of a cluster."""
 
 import math
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer import Argument, Option
 
+from distbranch.cli.job_words import JobWords, check_run_is_there, make_job_command, read_job_words
 from distbranch.cli.site import SiteCommand
-from distbranch.cli.terminal import Overrides, print_piece, print_plain
+from distbranch.cli.terminal import Overrides, complete_key, print_piece, print_plain
 from distbranch.errors import UsageError
 
-submit_app = typer.Typer(no_args_is_help=True, help="Train a run as a job of a cluster.")
+if TYPE_CHECKING:  # loads torch
+    from distbranch.launch.job_command import JobCommand
+    from distbranch.launch.jobs import Job
+    from distbranch.launch.on_slurm.resources import Resources
+
+submit_app = typer.Typer(
+    no_args_is_help=True,
+    help="Run a command as a job of a cluster: train, sweep, experiment, evaluate, predict, export or report.",
+)
+Words = Annotated[
+    list[str] | None,
+    Argument(
+        metavar="CONFIG KEY=VALUE | -- COMMAND",
+        help="What the job runs: a config file and dotted keys of `train`, or after -- one of train, sweep, experiment, evaluate, "
+        "predict, export and report with all that it takes.",
+        autocompletion=complete_key,
+    ),
+]
+Wait = Annotated[
+    bool,
+    Option("--wait/--no-wait", help="Show the log until the job has ended, and end as it did."),
+]
+TryRay = Annotated[
+    bool, Option("--dry-run", help="Check everything, print what would be submitted.")
+]
 
 
 @submit_app.command("ray", cls=SiteCommand)
 def submit_ray(
-    config: Annotated[Path, Argument(help="A YAML file inside this folder, which is uploaded.")],
-    overrides: Overrides = None,
+    words: Words = None,
     address: Annotated[
         str | None,
         Option(
             help="The cluster's dashboard; if empty that of RAY_ADDRESS, else http://127.0.0.1:8265."
         ),
     ] = None,
-    wait: Annotated[
-        bool, Option("--wait/--no-wait", help="Show the log; end with the job's exit code.")
-    ] = True,
+    dry_run: TryRay = False,
+    wait: Wait = False,
 ) -> None:
-    """Train a run as a job of a Ray cluster: this folder is uploaded, without what .gitignore names.
+    """Run a command as a job of a Ray cluster: this folder is uploaded, without what .gitignore names.
 
-    Run directory and data lie outside it: absolute paths on storage that all nodes see, or URLs.
+    Run directory and data lie outside it: absolute paths on storage that all nodes see, or URLs. The trials of a sweep or an
+    experiment run on all nodes of the cluster, anything but training on its head.
 
     Examples:
     - `distbranch submit ray configs/celeba-branch-32-2.yaml launch.workers=16 run.directory=/shared/runs --address http://HEAD:8265`
+    - `distbranch submit ray --wait -- sweep configs/sweep-quickstart.yaml directory=/shared/runs data.path=/shared/data`
     """
+    from distbranch.launch.on_ray.command_jobs import submit_ray_command
     from distbranch.launch.on_ray.job import submit_ray_job
 
+    given = read_job_words(words or [])
+    options: dict[str, Any] = {"address": address, "wait": wait, "dry_run": dry_run}
+    options |= {"say": print_plain, "show": print_piece}
+    if given.name == "train":
+        config, overrides = _read_train(given)
+        code = submit_ray_job(config, overrides, **options)
+    else:
+        code = submit_ray_command(make_job_command(given, looks_at_data=False), **options)
     # The job's exit code becomes that of the command, so that a script may wait for it.
-    code = submit_ray_job(
-        config, overrides or [], address=address, wait=wait, say=print_plain, show=print_piece
-    )
     if code:
         raise typer.Exit(code)
+
+
+def _read_train(given: JobWords) -> tuple[Path, list[str]]:
+    """Config file and overrides of a run; `--fresh` chooses its name here, where the job would choose one at every start."""
+    from distbranch.config import load_config
+    from distbranch.launch.prepare import choose_fresh_name, with_absolute_paths
+
+    config, overrides = given.arguments["config"], [*given.arguments["overrides"]]
+    if config is None:
+        raise UsageError("Give a config file, or a config of the package such as quickstart.")
+    if given.arguments["fresh"]:
+        chosen = choose_fresh_name(with_absolute_paths(load_config(config, overrides)))
+        overrides.append(f"run.name={chosen.run.name}")
+    return Path(config), overrides
 
 
 # What both commands ask of Slurm; their words are those of sbatch.
@@ -114,8 +160,7 @@ DryRun = Annotated[bool, Option("--dry-run", help="Print the batch script, submi
 
 @submit_app.command("slurm", cls=SiteCommand)
 def submit_slurm(
-    config: Annotated[Path, Argument(help="A YAML file, see configs/.")],
-    overrides: Overrides = None,
+    words: Words = None,
     partition: Partition = None,
     nodes: Annotated[int, Option(help="Nodes; several are joined by Ray.", min=1)] = 1,
     gpus_per_node: Gpus = "0",
@@ -142,17 +187,18 @@ def submit_slurm(
         Option(help="`local`: this machine, to try without Slurm (and without --time)."),
     ] = "slurm",
     dry_run: DryRun = False,
-    wait: Annotated[
-        bool, Option("--wait/--no-wait", help="Show the log until the job has ended.")
-    ] = False,
+    wait: Wait = False,
 ) -> None:
-    """Train a run as a job of Slurm, or resume it. At its time limit the job saves everything and queues again.
+    """Run a command as a job of Slurm, or resume it. At its time limit a run, sweep or experiment saves everything and queues again.
+
+    The trials of a sweep or an experiment run on all nodes of the job; anything but training runs on one node, and a time limit
+    ends it.
 
     Examples:
     - `distbranch submit slurm configs/celeba-branch-32-2.yaml --partition gpu --nodes 2 --gpus-per-node 8 --time 12:00:00`
+    - `distbranch submit slurm --nodes 4 --gpus-per-node 8 --time 12:00:00 -- sweep configs/sweep-thinness-branching.yaml gpus_per_trial=1`
+    - `distbranch submit slurm --gpus-per-node 1 --wait -- evaluate runs/celeba-branch-32-2 --split test`
     """
-    from distbranch.config import load_config
-    from distbranch.launch.on_slurm import submission
     from distbranch.launch.on_slurm.containers import parse_container
     from distbranch.launch.on_slurm.resources import (
         Resources,
@@ -184,7 +230,22 @@ def submit_slurm(
         port=port,
         executor=executor,
     )
-    resolved = load_config(config, overrides or [])
+    given = read_job_words(words or [])
+    if given.name == "train":
+        config, overrides = _read_train(given)
+        return _submit_run_to_slurm(config, overrides, resources, dry_run=dry_run, wait=wait)
+    command = make_job_command(given, looks_at_data=True)
+    check_run_is_there(command)
+    return _submit_command_to_slurm(command, resources, dry_run=dry_run, wait=wait)
+
+
+def _submit_run_to_slurm(
+    config: Path, overrides: Sequence[str], resources: "Resources", *, dry_run: bool, wait: bool
+) -> None:
+    from distbranch.config import load_config
+    from distbranch.launch.on_slurm import submission
+
+    resolved = load_config(config, overrides)
     if dry_run:
         return print_plain(submission.render_batch_script(resolved, resources))
     jobs = submission.submit_runs([resolved], resources, say=print_plain)
@@ -192,17 +253,45 @@ def submit_slurm(
     if not jobs:
         return None
     [job] = jobs
-    print_plain(f"Submitted job {job.id} ({job.where}); its log is {job.log}")
     directory = Path(job.log).parent.parent  # logs lie in a folder of the run directory
+    _tell_job(job, directory)
     if wait:
         code = submission.wait_for_job(directory, job, say=print_plain, show=print_piece)
         if code:
             raise typer.Exit(code)
-    else:
-        print_plain(
-            f"`distbranch status {directory}` shows its state, `distbranch logs` and `distbranch cancel` take the same folder."
-        )
     return None
+
+
+def _submit_command_to_slurm(
+    command: "JobCommand", resources: "Resources", *, dry_run: bool, wait: bool
+) -> None:
+    from distbranch.launch.on_slurm import command_jobs
+
+    if dry_run:
+        return print_plain(command_jobs.render_command_script(command, resources))
+    job = command_jobs.submit_command(command, resources, say=print_plain)
+    if job is None:
+        return None
+    if command.launch is not None:
+        _tell_job(job, command.directory)
+    else:
+        print_plain(f"Submitted job {job.id} ({job.where}); its log is {job.log}")
+        if job.kind == "slurm":
+            print_plain(
+                f"`{command.name}` saves nothing on its way: at the limit of {resources.timeout_min} minutes (--time) it ends unfinished."
+            )
+    if wait:
+        code = command_jobs.wait_for_command(command, job, say=print_plain, show=print_piece)
+        if code:
+            raise typer.Exit(code)
+    return None
+
+
+def _tell_job(job: "Job", directory: Path) -> None:
+    print_plain(f"Submitted job {job.id} ({job.where}); its log is {job.log}")
+    print_plain(
+        f"`distbranch status {directory}` shows its state, `distbranch logs` and `distbranch cancel` take the same folder."
+    )
 
 
 @submit_app.command("slurm-array", cls=SiteCommand)
@@ -236,6 +325,7 @@ def submit_slurm_array(
     container_kind: ImageKind = "apptainer",
     mounts: Mounts = None,
     dry_run: DryRun = False,
+    wait: Wait = False,
 ) -> None:
     """Train every trial of a sweep as a job of its own, in one array of Slurm. Finished trials are not repeated.
 
@@ -299,7 +389,12 @@ def submit_slurm_array(
         )
     # The sweep itself makes the table, for it repeats no finished trial.
     table = shlex.join(["distbranch", "sweep", str(sweep), *(overrides or [])])
-    return print_plain(
+    print_plain(
         f"`distbranch ls {loaded.path}` lists them, `distbranch cancel` ends all. When all have ended, `{table}` makes the table "
         "of them; it trains again what failed."
     )
+    if wait:
+        code = submission.wait_for_runs(trials, say=print_plain)
+        if code:
+            raise typer.Exit(code)
+    return None

@@ -6,6 +6,7 @@ compares more, resumes there, for all that was found is found again.
 
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from distbranch.experiments.runs import (
     restrict_to_common_tasks,
     split_by_data_set,
 )
-from distbranch.launch.prepare import is_to_be_packed, read_packed_data
+from distbranch.launch.prepare import check_marker, is_to_be_packed, read_packed_data
 from distbranch.metrics import is_defined, list_means
 from distbranch.report.console import make_result_markdown
 from distbranch.report.experiment_figures import save_figure
@@ -37,6 +38,7 @@ from distbranch.sweep.trial_status import FINISHED, SweepDirectory
 
 Variants = dict[str, Setting]
 ABOUT = "experiment.json"  # what is compared, and how
+is_planning = ContextVar("is_planning", default=False)
 
 # Keys of a run that a sweep calls otherwise: where an experiment goes, and what each of its runs has.
 KEYS_OF_THE_EXPERIMENT = {
@@ -100,6 +102,30 @@ class Experiment:
     trains: bool = True
 
 
+class Planned(Exception):  # noqa: N818  # no error: what would be trained is known
+    """In the place of training, where an experiment is only planned."""
+
+    def __init__(self, sweep: SweepConfig) -> None:
+        super().__init__(sweep.name)
+        self.sweep = sweep
+
+
+def plan_experiment(run: Callable[[], object]) -> SweepConfig:
+    """The sweep that `run` would train first, which comes to `run_experiment` or `train_variants`; nothing is trained.
+
+    Raises:
+        UsageError, UserError: as those, before they train.
+    """
+    token = is_planning.set(True)
+    try:
+        run()
+    except Planned as planned:
+        return planned.sweep
+    finally:
+        is_planning.reset(token)
+    raise AssertionError("an experiment trains, or analyses, through this module")
+
+
 def run_experiment(
     experiment: Experiment,
     overrides: Sequence[str],
@@ -137,6 +163,9 @@ def run_experiment(
         derived=experiment.derived,
     )
     check_same_comparison(sweep, experiment.about)
+    if is_planning.get():
+        raise Planned(sweep)
+    check_marker()
     runs = []
     if experiment.trains:
         splits, metric = experiment.splits, experiment.metric
@@ -199,6 +228,8 @@ def train_variants(
         StoppedEarly: a signal asked to stop.
     """
     _check_splits(sweep, splits, metric)
+    if is_planning.get():
+        raise Planned(sweep)
     rows = run_sweep(sweep, report)
     unfinished = [row for row in rows if row["status"] != FINISHED]
     if unfinished:

@@ -38,7 +38,7 @@ class Job:
     """Who trains a run: a job of Slurm or Ray, or a process of this machine.
 
     kind: who knows of the job; id: its name there; where: the partition, the address of the cluster, or the host;
-    log: a file that holds what the job says, or empty; submitted: when, as text.
+    log: a file that holds what the job says, or empty; submitted: when, as text; command: of distbranch that it runs.
     """
 
     kind: Literal["ray", "slurm", "local"]
@@ -46,6 +46,7 @@ class Job:
     where: str
     log: str
     submitted: str
+    command: str = "train"  # as of all jobs of earlier releases
 
 
 def write_job(run_directory: Path, job: Job) -> None:
@@ -114,7 +115,9 @@ def _find_process(job: Job) -> psutil.Process | None:
     if job.kind == "local":
         with suppress(psutil.Error):
             process = psutil.Process(int(job.id))
-            if os.path.join(os.path.dirname(job.log), "config.yaml") in process.cmdline():
+            folder = os.path.dirname(job.log)
+            words = process.cmdline()
+            if folder and {folder, os.path.join(folder, "config.yaml")} & set(words):
                 return process
     return None
 

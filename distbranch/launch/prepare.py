@@ -150,12 +150,14 @@ def check_marker() -> None:
     """
     marker = os.environ.get(MARKER)
     if not marker:
-        return None
+        return
     folder = Path(marker).parent
     for _ in look_until(SECONDS_TO_APPEAR, SECONDS_BETWEEN_LOOKS):
         with suppress(OSError):
             os.listdir(folder)  # afresh, where a file's absence is remembered for a while (NFS)
-            return Path(marker).unlink()
+            Path(marker).unlink()
+            del os.environ[MARKER]  # answered: what else this process trains does not look for it
+            return
     raise UserError(
         f"The run directory {folder} is another folder on {socket.gethostname()}, where this job runs, than on the machine that "
         "submitted it, or cannot be written there. Give a run.directory that both see under one path and may write, a URL, or a "

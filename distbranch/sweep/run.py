@@ -25,6 +25,7 @@ from distbranch.launch.on_ray.address import cluster_address
 from distbranch.launch.on_ray.cluster import check_resources, check_storage, open_cluster
 from distbranch.launch.prepare import (
     check_data,
+    check_marker,
     ensure_packed,
     is_to_be_packed,
     list_run_paths,
@@ -129,6 +130,7 @@ def _check_plan(sweep: SweepConfig, directory: SweepDirectory) -> list[list[Conf
             place for place in list_run_paths(trial) if place[0] != "run.directory"
         )
     refuse_uploaded_paths(places)
+    check_marker()
     check_begun(sweep, directory, trials)
     warn_ignored_settings(trials or turns[0])
     return turns

@@ -63,6 +63,7 @@ def submit_ray_job(
     wait: bool,
     say: Say,
     show: Say = lambda _: None,
+    dry_run: bool = False,
 ) -> int:
     """Train a run as a job of the cluster whose dashboard answers at `address`; the exit code of the job, 0 if not awaited.
 
@@ -73,6 +74,7 @@ def submit_ray_job(
         wait: show the log until the job has ended.
         say: called with sentences.
         show: called with pieces of the job's log.
+        dry_run: only say what would be submitted.
 
     Raises:
         UsageError: a config file that would not be uploaded, relative paths, an address that is none.
@@ -89,6 +91,9 @@ def submit_ray_job(
     address = dashboard_address(address)
     command = _make_command(config_path, overrides, config.plugins)
     place = config.run_url or config.run_directory
+    if dry_run:
+        say(describe_submission(command, str(place), address))
+        return 0
     is_seen = _is_seen(config)
     if read_result(config.run_directory) is not None and not raises_iterations(config):
         say(f"The run {place} is finished; nothing was submitted.")
@@ -99,25 +104,30 @@ def submit_ray_job(
     if job is not None and job.kind == "ray" and is_under_way(describe_job_state(job)):
         say(f"The run {place} is submitted already: job {job.id} at {job.where}.")
     else:
-        job = _submit_command(client, config, command, address, is_seen=is_seen, say=say)
+        job = _submit_run(client, config, command, address, is_seen=is_seen, say=say)
     if not wait:
         return 0
     show_log(job, say=say, show=show)
-    return _read_exit_code(client, job, say)
+    return read_exit_code(client, job, say)
+
+
+def describe_submission(command: str, place: str, address: str) -> str:
+    """What a dry run says."""
+    return f"Would be submitted to {address}, with the folder {Path.cwd()}:\n{command}\nIt works on {place}."
 
 
 def _make_command(config_path: Path, overrides: Sequence[str], plugins: Sequence[str]) -> str:
     """What the job runs in the uploaded copy."""
-    configs = [_find_inside(str(file), "config file") for file, _ in read_with_bases(config_path)]
+    configs = [find_inside(str(file), "config file") for file, _ in read_with_bases(config_path)]
     command = ["python", "-m", "distbranch", "train", configs[0], *overrides]
     if plugins:
         # A module is in this folder too, or installed on the nodes.
-        inside = [one if is_module(one) else _find_inside(one, "plug-in") for one in plugins]
+        inside = [one if is_module(one) else find_inside(one, "plug-in") for one in plugins]
         command.append(f"plugins={json.dumps(inside)}")
     return shlex.join(command)
 
 
-def _find_inside(file: str, what: str) -> str:
+def find_inside(file: str, what: str) -> str:
     """The path of a file relative to this folder, which is uploaded."""
     here = Path.cwd().resolve()
     if not Path(file).resolve().is_relative_to(here):
@@ -131,8 +141,7 @@ def _find_inside(file: str, what: str) -> str:
 def _is_seen(config: Config) -> bool:
     """Whether this machine sees where the run directory is to be."""
     if config.run_url is None:
-        folder = config.run_directory.parent
-        return folder.is_dir() or (folder.parent.is_dir() and folder.parent != Path(folder.anchor))
+        return sees_folder_of(config.run_directory)
     try:
         download_run(config)
     except UserError:  # the nodes may have what this machine lacks; the job checks it
@@ -140,7 +149,13 @@ def _is_seen(config: Config) -> bool:
     return True
 
 
-def _submit_command(
+def sees_folder_of(directory: Path) -> bool:
+    """Whether this machine has the folder in which a directory is to be made, or could make it."""
+    folder = directory.parent
+    return folder.is_dir() or (folder.parent.is_dir() and folder.parent != Path(folder.anchor))
+
+
+def _submit_run(
     client: Any, config: Config, command: str, address: str, *, is_seen: bool, say: Say
 ) -> Job:
     """Submit a run. Where this machine sees its directory too, the job's name is kept in it.
@@ -160,7 +175,7 @@ def _submit_command(
             marker.touch()
             environment[MARKER] = str(marker)
     try:
-        job_id = _submit_to_cluster(client, command, environment)
+        job_id = submit_to_cluster(client, command, environment)
         job = Job("ray", job_id, address, log="", submitted=time.strftime(TIME_FORMAT))
         say(f"Submitted job {job_id} to {address}; its run directory is {place} on all nodes")
         if not is_seen:
@@ -171,7 +186,7 @@ def _submit_command(
         write_job(files.path, job)
         RemoteRun.from_config(config).upload_files("config.yaml", files.job.name)
         if MARKER in environment:
-            _wait_for_answer(client, job, marker, say)
+            wait_for_answer(client, job, marker, say)
     except (
         UserError
     ):  # nothing was submitted, or the job has ended; one that still waits needs the marker
@@ -183,7 +198,8 @@ def _submit_command(
     return job
 
 
-def _submit_to_cluster(client: Any, command: str, environment: Mapping[str, str]) -> str:
+def submit_to_cluster(client: Any, command: str, environment: Mapping[str, str]) -> str:
+    """Upload this folder and submit a command in it; the name of the job."""
     runtime = {"working_dir": str(Path.cwd()), "env_vars": environment}
     try:
         return str(client.submit_job(entrypoint=command, runtime_env=runtime))
@@ -194,7 +210,7 @@ def _submit_to_cluster(client: Any, command: str, environment: Mapping[str, str]
         ) from None
 
 
-def _wait_for_answer(client: Any, job: Job, marker: Path, say: Say) -> None:
+def wait_for_answer(client: Any, job: Job, marker: Path, say: Say) -> None:
     """Wait until the job takes the marker away; a job that has not begun for long is left to check it by itself.
 
     Raises:
@@ -216,11 +232,11 @@ def _wait_for_answer(client: Any, job: Job, marker: Path, say: Say) -> None:
     )
 
 
-def _read_exit_code(client: Any, job: Job, say: Say) -> int:
+def read_exit_code(client: Any, job: Job, say: Say) -> int:
     """The exit code of a job that has ended."""
     found = client.get_job_info(job.id)
     if str(found.status) == "STOPPED":
-        say("The job was stopped; the same command continues the run.")
+        say("The job was stopped; the same command resumes it.")
         return EXIT_PREEMPTED
     if found.driver_exit_code is None:
         say(f"The job {job.id} failed before it began: {shorten(found.message)}")

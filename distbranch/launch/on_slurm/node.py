@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import psutil
 
@@ -27,18 +28,18 @@ ATTEMPTS = 200
 class Place:
     """Where a task stands in its job, and the files through which tasks speak with each other."""
 
-    run_directory: Path
+    folder: Path  # in the directory on which the job works
     job_id: str
     attempt: str  # how often the job was requeued
     task: int
     num_nodes: int
 
     @classmethod
-    def from_environment(cls, run_directory: str) -> "Place":
+    def from_environment(cls, folder: str) -> "Place":
         """From the environment that Slurm gives."""
         given = os.environ
         return cls(
-            Path(run_directory),
+            Path(folder),
             given.get("SLURM_JOB_ID", "0"),
             given.get("SLURM_RESTART_COUNT", "0"),
             int(given.get("SLURM_PROCID", "0")),
@@ -62,7 +63,7 @@ class Place:
     @property
     def shared(self) -> Path:
         """A folder of this attempt of the job that all its tasks see and only their owner can read."""
-        return self.run_directory / "slurm" / f"job-{self.job_id}-{self.attempt}"
+        return self.folder / f"job-{self.job_id}-{self.attempt}"
 
     @property
     def ray_log(self) -> Path:
@@ -105,6 +106,14 @@ class Place:
         raise UserError(
             f"The first node of the job said nothing for {seconds:.0f} s in {self.shared}; see its log."
         )
+
+    def announce(self, what: Literal["joined", "lost"]) -> None:
+        """Say to task 0 that this node is a part of the cluster, or will never be one."""
+        (self.shared / f"{what}-{self.task}").touch()
+
+    def count_nodes(self, what: Literal["joined", "lost"]) -> int:
+        """The other nodes that have said so."""
+        return sum(name.startswith(what) for name in os.listdir(self.shared))
 
     def is_over(self) -> bool:
         """Whether task 0 has ended."""

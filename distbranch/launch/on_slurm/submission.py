@@ -18,13 +18,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from distbranch.config import Config, load_config, to_yaml
+from distbranch.config import Config, LaunchConfig, load_config, to_yaml
 from distbranch.config.paths import is_remote
 from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import RunDirectory, write_atomically
 from distbranch.engine.run_start import begin_run, raises_iterations
 from distbranch.errors import UsageError, UserError
+from distbranch.launch.job_command import FOLDER
 from distbranch.launch.jobs import (
+    SECONDS_BETWEEN_LOOKS,
+    SECONDS_OF_SILENCE,
     TIME_FORMAT,
     Job,
     Say,
@@ -34,9 +37,10 @@ from distbranch.launch.jobs import (
     show_log,
     write_job,
 )
-from distbranch.launch.on_slurm import hold_signals
+from distbranch.launch.on_slurm import hold_signals, local_job
 from distbranch.launch.on_slurm.containers import list_container_words, make_container_setup
-from distbranch.launch.on_slurm.queue import check_partition, explain_refusal
+from distbranch.launch.on_slurm.local_job import EXIT_CODE
+from distbranch.launch.on_slurm.queue import check_partition, explain_refusal, list_queued_jobs
 from distbranch.launch.on_slurm.resources import Resources, count_gpus, list_variables_against
 from distbranch.launch.on_slurm.task import Task
 from distbranch.launch.prepare import (
@@ -50,7 +54,6 @@ from distbranch.launch.processes import restored_environment
 from distbranch.launch.ray_folder import find_existing_folder
 from distbranch.launch.stopping import EXIT_PREEMPTED
 
-FOLDER = "slurm"  # in the run directory: the batch script, the logs, what tasks tell each other
 MAX_TIMEOUTS = 1000  # a long run is requeued at every time limit
 # A task may use every core of its job on the node, also where they are not counted by --cpus-per-node (--exclusive, mincpus): a
 # site may bind each task to one core. Its ranks share them out by threads.
@@ -82,14 +85,7 @@ def submit_runs(
         UsageError: options that cannot be.
         UserError: data, run directory or Slurm are not as they should be.
     """
-    if resources.executor == "slurm":
-        check_partition(resources.partition)
-    elif resources.nodes > 1:
-        raise UsageError(
-            f"--executor local has one node, this machine, found --nodes {resources.nodes}."
-        )
-    elif resources.setup or resources.srun or resources.container:
-        say("--executor local runs here as it is, without --setup, --srun and --container.")
+    check_executor(resources, say)
     checked = [_resolve_config(config, resources) for config in runs]
     waiting = [config for config in checked if not _is_settled(config, say)]
     if not waiting:
@@ -99,13 +95,16 @@ def submit_runs(
     new = [config.run_directory for config in waiting if not config.run_directory.exists()]
     tasks = [_create_task(config, resources) for config in waiting]
     if resources.executor == "local":
-        jobs = [_start_here(tasks[0])]
+        jobs = [start_here(tasks[0])]
     else:
         folder = folder or waiting[0].run_directory
         resources = _let_container_see(waiting[0], resources)
+        name, cores = str(waiting[0].run.name), count_cores(waiting[0].launch, resources)
         try:
-            jobs = _submit_tasks(
-                tasks, make_sbatch_parameters(waiting[0], resources, folder, at_once), folder
+            jobs = submit_tasks(
+                tasks,
+                make_sbatch_parameters(resources, folder, name=name, cores=cores, at_once=at_once),
+                folder / FOLDER,
             )
         except UserError:
             for (
@@ -118,10 +117,32 @@ def submit_runs(
     return jobs
 
 
+def check_executor(resources: Resources, say: Say) -> None:
+    """There is a Slurm with this partition, or this machine is asked for alone."""
+    if resources.executor == "slurm":
+        check_partition(resources.partition)
+    elif resources.nodes > 1:
+        raise UsageError(
+            f"--executor local has one node, this machine, found --nodes {resources.nodes}."
+        )
+    elif resources.setup or resources.srun or resources.container:
+        say("--executor local runs here as it is, without --setup, --srun and --container.")
+
+
 def render_batch_script(
     config: Config, resources: Resources, *, num_runs: int = 1, at_once: int = 1
 ) -> str:
     """The batch script that would be submitted; nothing is written and no Slurm is needed."""
+    checked = _resolve_config(config, resources)
+    resources = _let_container_see(checked, resources)
+    folder, name = checked.run_directory, str(checked.run.name)
+    cores = count_cores(checked.launch, resources)
+    parameters = make_sbatch_parameters(resources, folder, name=name, cores=cores, at_once=at_once)
+    return render_script(parameters, folder / FOLDER, num_tasks=num_runs)
+
+
+def render_script(parameters: dict[str, Any], folder: Path, *, num_tasks: int = 1) -> str:
+    """The batch script with these parameters, whose logs go into a folder."""
     from submitit import SlurmExecutor
 
     class OnPaper(SlurmExecutor):  # type: ignore[misc]  # of an untyped library
@@ -129,14 +150,10 @@ def render_batch_script(
         def affinity(cls) -> int:
             return 1
 
-    checked = _resolve_config(config, resources)
-    resources = _let_container_see(checked, resources)
-    executor = OnPaper(checked.run_directory / FOLDER, python=PYTHON)
-    executor.update_parameters(
-        **make_sbatch_parameters(checked, resources, checked.run_directory, at_once)
-    )
-    if num_runs > 1:
-        executor.parameters["map_count"] = num_runs
+    executor = OnPaper(folder, python=PYTHON)
+    executor.update_parameters(**parameters)
+    if num_tasks > 1:
+        executor.parameters["map_count"] = num_tasks
     # submitit has no public way to see a script before it is submitted.
     return str(executor._make_submission_file_text(executor._submitit_command_str, ""))
 
@@ -147,9 +164,51 @@ def wait_for_job(run_directory: Path, job: Job, *, say: Say, show: Say) -> int:
     if read_result(run_directory) is not None:
         return 0
     state = describe_job_state(job)
-    say(f"The job has {state}, and the run is not finished; the same command continues it.")
+    say(f"The job has {state}, and the run is not finished; the same command resumes it.")
     # A job that saved its run ends in order; one that was killed, or failed, is in another state.
-    return EXIT_PREEMPTED if "COMPLETED" in state or "CANCELLED" in state else 1
+    return EXIT_PREEMPTED if _has_saved(state) else 1
+
+
+def _has_saved(state: str) -> bool:
+    return "COMPLETED" in state or "CANCELLED" in state
+
+
+def wait_for_runs(runs: Sequence[Config], *, say: Say) -> int:
+    """Say how each job of an array ends until all have ended; 0 if all runs are finished, 1 if some failed, else 75.
+
+    Raises:
+        UserError: Slurm does not answer for long.
+    """
+    waiting = {}
+    for config in runs:
+        job = read_job(config.run_directory)
+        if job is not None and job.kind == "slurm":
+            waiting[config.run_directory] = job
+    codes = {0}
+    known_at = time.monotonic()
+    while waiting:
+        # One question about all of them: the queue has others to answer too.
+        try:
+            queued = list_queued_jobs([job.id for job in waiting.values()])
+            known_at = time.monotonic()
+        except UserError:
+            if time.monotonic() - known_at > SECONDS_OF_SILENCE:
+                raise
+            queued = {job.id for job in waiting.values()}
+
+        for directory, job in [*waiting.items()]:
+            if job.id in queued:
+                continue
+            del waiting[directory]
+            outcome = "is finished"
+            if read_result(directory) is None:
+                state = describe_job_state(job)
+                codes.add(EXIT_PREEMPTED if _has_saved(state) else 1)
+                outcome = f"is not finished: its job has {state}"
+            say(f"{directory.name} {outcome} ({len(waiting)} left)")
+        if waiting:
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+    return 1 if 1 in codes else max(codes)
 
 
 def _resolve_config(config: Config, resources: Resources) -> Config:
@@ -159,15 +218,20 @@ def _resolve_config(config: Config, resources: Resources) -> Config:
             "A job of Slurm keeps its log in the run directory: give a run.directory on storage that all nodes share, "
             f"found {config.run_url}."
         )
+    check_signal_delay(resources)
+    config = _fit_to_allocation(with_absolute_paths(config), resources)
+    if not is_to_be_packed(config) and not any(map(is_remote, config.data.paths)):
+        check_data(config, read_packed_data(config))
+    return config
+
+
+def check_signal_delay(resources: Resources) -> None:
+    """A job is warned some time after its start."""
     if resources.executor == "slurm" and resources.signal_delay_s >= 60 * resources.timeout_min:
         raise UsageError(
             f"--signal-delay {resources.signal_delay_s} (seconds) should be shorter than --time, which is {resources.timeout_min} "
             "minute(s): the run would stop as soon as it begins."
         )
-    config = _fit_to_allocation(with_absolute_paths(config), resources)
-    if not is_to_be_packed(config) and not any(map(is_remote, config.data.paths)):
-        check_data(config, read_packed_data(config))
-    return config
 
 
 def _fit_to_allocation(config: Config, resources: Resources) -> Config:
@@ -235,9 +299,24 @@ def _create_task(config: Config, resources: Resources) -> Task:
     file = config.run_directory / FOLDER / "config.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, to_yaml(config))
+    words = ("train", str(file))
+    return make_task(words, file.parent, resources, directory=config.run_directory)
+
+
+def make_task(
+    words: Sequence[str],
+    folder: Path,
+    resources: Resources,
+    *,
+    directory: Path | None,
+    here: Path | None = None,
+) -> Task:
+    """The task of a job; arguments as those of `Task`."""
     return Task(
-        config=str(file),
-        run_directory=str(config.run_directory),
+        words,
+        str(folder),
+        None if directory is None else str(directory),
+        None if here is None else str(here),
         gpus_per_node=resources.num_gpus,
         cpus_per_node=resources.cpus_per_node,
         seconds_to_save=max(
@@ -247,10 +326,11 @@ def _create_task(config: Config, resources: Resources) -> Task:
     )
 
 
-def _start_here(task: Task) -> Job:
+def start_here(task: Task) -> Job:
     """A process of this machine in a session of its own, which outlives this terminal and hears none of its keys."""
-    log = Path(task.config).with_name("local_log.out")
-    command = [sys.executable, "-m", "distbranch", "train", task.config]
+    log = Path(task.folder) / "local_log.out"
+    log.with_name(EXIT_CODE).unlink(missing_ok=True)
+    command = [sys.executable, "-m", local_job.__name__, task.folder, *task.words]
     with log.open("ab") as output:
         process = subprocess.Popen(
             command,
@@ -264,18 +344,16 @@ def _start_here(task: Task) -> Job:
     )
 
 
-def _submit_tasks(tasks: Sequence[Task], parameters: dict[str, Any], folder: Path) -> list[Job]:
-    """Submit tasks as one job, or several as an array."""
+def submit_tasks(tasks: Sequence[Task], parameters: dict[str, Any], folder: Path) -> list[Job]:
+    """Submit tasks as one job, or several as an array; its script and logs go into a folder."""
     import submitit
 
-    (folder / FOLDER).mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     against = list_variables_against([*parameters, *parameters["additional_parameters"]])
     with redirect_stderr(io.StringIO()), warnings.catch_warnings(), restored_environment(against):
         warnings.simplefilter("ignore")
         try:
-            executor = submitit.SlurmExecutor(
-                folder / FOLDER, max_num_timeout=MAX_TIMEOUTS, python=PYTHON
-            )
+            executor = submitit.SlurmExecutor(folder, max_num_timeout=MAX_TIMEOUTS, python=PYTHON)
             executor.update_parameters(**parameters)
             found = executor.submit_array(tasks) if len(tasks) > 1 else [executor.submit(tasks[0])]
         except submitit.core.utils.FailedJobError as error:
@@ -287,16 +365,19 @@ def _submit_tasks(tasks: Sequence[Task], parameters: dict[str, Any], folder: Pat
     ]
 
 
+def count_cores(launch: LaunchConfig, resources: Resources) -> int:
+    """The cores that the workers of a run, or of a trial, need on each node."""
+    return math.ceil(-(-launch.most_workers // resources.nodes) * launch.cpus_per_worker)
+
+
 def make_sbatch_parameters(
-    config: Config, resources: Resources, shared_folder: Path, at_once: int
+    resources: Resources, shared_folder: Path, *, name: str, cores: int, at_once: int = 1
 ) -> dict[str, Any]:
-    """The parameters of submitit's executor."""
+    """The parameters of submitit's executor: for a job of this name, whose nodes need so many cores at least."""
     further: dict[str, Any] = {"requeue": True}
     # Without --cpus-per-node Slurm may give a node one core: no fewer than its ranks need, and more if the site says so.
-    launch = config.launch
-    needed = math.ceil(-(-launch.most_workers // resources.nodes) * launch.cpus_per_worker)
-    if resources.cpus_per_node is None and needed > 1:
-        further["mincpus"] = needed
+    if resources.cpus_per_node is None and cores > 1:
+        further["mincpus"] = cores
     further |= {
         key.replace("-", "_"): value for key, value in resources.further.items()
     }  # submitit's form of them
@@ -309,7 +390,7 @@ def make_sbatch_parameters(
         else []
     )
     given = {
-        "job_name": resources.job_name or str(config.run.name),
+        "job_name": resources.job_name or name,
         "time": resources.timeout_min,
         "nodes": resources.nodes,
         "ntasks_per_node": 1,

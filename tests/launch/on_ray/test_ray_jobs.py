@@ -155,7 +155,7 @@ def test_ray_job_submit_trains_until_it_is_cancelled_and_submit_ray_goes_on_to_t
     relative = call("submit", "ray", "tiny.yaml", "--address", head.dashboard)
     assert relative.exit_code == 2, relative.output
     assert "found run.directory=../runs, data.path=../data" in text_of(relative)
-    ended = call("submit", "ray", "tiny.yaml", *paths, RAY_ADDRESS=head.dashboard)
+    ended = call("submit", "ray", "tiny.yaml", "--wait", *paths, RAY_ADDRESS=head.dashboard)
     assert ended.exit_code == 0, ended.output
     assert "went on after step" in text_of(ended)
     assert_same_content(run, undisturbed(2))
@@ -192,7 +192,7 @@ def test_a_cluster_that_does_not_see_the_run_directory_of_this_machine_is_notice
     hidden = head.hidden / "runs"
     hidden.mkdir()
     write_config(tmp_path, config_of(tiny_data, hidden))
-    ended = call("submit", "ray", "tiny.yaml", "--address", head.dashboard, "--no-wait")
+    ended = call("submit", "ray", "tiny.yaml", "--address", head.dashboard)
     assert ended.exit_code == 1, ended.output
     assert f"The run directory {hidden / 'tiny'} is another folder on" in text_of(ended)
     assert text_of(ended).count("Error:") == 1
@@ -206,18 +206,36 @@ def test_the_exit_code_is_that_of_the_job_and_status_and_logs_know_it(
     write_config(
         tmp_path, config_of(tmp_path / "no data", tmp_path / "runs", **{"launch.workers": 2})
     )
-    ended = call("submit", "ray", "tiny.yaml", "--address", head.dashboard)
+    ended = call("submit", "ray", "tiny.yaml", "--wait", "--address", head.dashboard)
     assert ended.exit_code == 1
     assert "no data" in text_of(ended)
     assert "ended (failed)" in text_of(call("status", str(run)))
     assert "no data" in text_of(call("logs", str(run)))
-    assert (
-        call("submit", "ray", "tiny.yaml", "--address", head.dashboard, "--no-wait").exit_code == 0
-    )
+    assert call("submit", "ray", "tiny.yaml", "--address", head.dashboard).exit_code == 0
     deadline = time.monotonic() + SECONDS_TO_START
     while "ended (failed)" not in text_of(call("status", str(run))):
         assert time.monotonic() < deadline
         time.sleep(0.5)
+
+
+def test_a_sweep_trains_on_the_cluster_of_its_job_and_the_exit_code_is_that_of_what_the_job_ran(
+    call: Callable[..., Ended], head: Head, tiny_data: Path, tmp_path: Path
+) -> None:
+    base = config_of(tiny_data, tmp_path, **{"train.iterations": 4, "train.evaluate_every": 0})
+    write_config(tmp_path, {key: value for key, value in base.items() if key != "run"})
+    sweep = {"base": "tiny.yaml", "directory": str(tmp_path / "runs"), "seeds": [0, 1]}
+    (tmp_path / "source" / "few.yaml").write_text(yaml.safe_dump(sweep))
+    submit = ("submit", "ray", "--wait", "--address", head.dashboard, "--")
+    ended = call(*submit, "sweep", "few.yaml")
+    assert ended.exit_code == 0, ended.output
+    directory = tmp_path / "runs" / "few"
+    assert (directory / "results.csv").read_text().count("finished") == 2
+    # On the cluster that is there, and not on one that the job started for itself.
+    trial = yaml.safe_load((directory / "seed0" / "config.yaml").read_text())
+    assert trial["launch"]["address"]
+    failed = call(*submit, "evaluate", str(directory / "seed0"), "--split", "none")
+    assert failed.exit_code == 1
+    assert "Error: " in text_of(failed)
 
 
 def test_what_cannot_be_submitted_is_said_in_one_sentence(

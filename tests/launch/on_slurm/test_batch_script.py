@@ -203,7 +203,7 @@ def test_a_warning_of_slurm_after_the_end_of_a_run_does_not_fail_its_job(tmp_pat
     program = f"""import os, signal
 from distbranch.launch.on_slurm.task import Place, Task
 signal.signal(signal.SIGUSR2, lambda *_: None)
-Task("config.yaml", {str(tmp_path)!r})._finish(Place.from_environment({str(tmp_path)!r}), 0)
+Task(("train", "config.yaml"), {str(tmp_path)!r})._finish(Place.from_environment({str(tmp_path)!r}), 0)
 class Last:
     def __del__(self, kill=os.kill, pid=os.getpid(), number=signal.SIGUSR2):
         kill(pid, number)

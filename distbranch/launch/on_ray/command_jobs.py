@@ -1,0 +1,110 @@
+"""Any command as a job of a Ray cluster: its folder is uploaded, and the command runs on the head; trials run on all nodes.
+
+Ray starts a job once: whatever ends it, the same submission resumes a sweep or experiment, and begins anything else anew.
+"""
+
+import os
+import secrets
+import shlex
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from distbranch.config.paths import is_remote
+from distbranch.errors import UsageError, UserError
+from distbranch.launch.job_command import JobCommand
+from distbranch.launch.jobs import TIME_FORMAT, Job, Say, read_job, show_log, write_job
+from distbranch.launch.on_ray.address import dashboard_address, open_job_client
+from distbranch.launch.on_ray.job import (
+    SECONDS_TO_SAVE,
+    describe_submission,
+    find_inside,
+    read_exit_code,
+    sees_folder_of,
+    submit_to_cluster,
+    wait_for_answer,
+)
+from distbranch.launch.prepare import MARKER, refuse_vanishing_paths
+
+
+def submit_ray_command(
+    command: JobCommand,
+    *,
+    address: str | None,
+    wait: bool,
+    say: Say,
+    show: Say = lambda _: None,
+    dry_run: bool = False,
+) -> int:
+    """Run a command as a job of the cluster whose dashboard answers at `address`; arguments and errors as of `submit_ray_job`."""
+    relative = [
+        (key, place)
+        for key, place in command.places
+        if not is_remote(place) and not os.path.isabs(place)
+    ]
+    refuse_vanishing_paths(relative, UsageError)
+    line = shlex.join(["python", "-m", "distbranch", *_list_words(command)])
+    address = dashboard_address(address)
+    if dry_run:
+        say(describe_submission(line, command.place, address))
+        return 0
+
+    client = open_job_client(address)
+    is_seen = not command.is_remote and sees_folder_of(Path(command.place))
+    if is_seen and command.has_job(say):
+        job = read_job(command.directory)
+        assert job is not None
+    else:
+        job = _submit(client, command, line, address, is_seen=is_seen, say=say)
+    if not wait:
+        return 0
+    show_log(job, say=say, show=show)
+    return read_exit_code(client, job, say)
+
+
+def _list_words(command: JobCommand) -> Sequence[str]:
+    """The words of the command, with the files that it reads as they are called in the uploaded copy."""
+    inside = {str(file): find_inside(str(file), "config file") for file in command.configs}
+    return [inside.get(word, word) for word in command.words]
+
+
+def _submit(
+    client: object, command: JobCommand, line: str, address: str, *, is_seen: bool, say: Say
+) -> Job:
+    """Submit, and keep the job's name where this machine sees what it works on.
+
+    Raises:
+        UserError: the node of the job sees another folder under that path; nothing new is left in this one.
+    """
+    environment = {"RAY_JOB_STOP_WAIT_TIME_S": str(SECONDS_TO_SAVE), "COLUMNS": "120"}
+    directory = command.directory
+    is_new = not directory.exists()
+    marker = directory / f".seen-{secrets.token_hex(8)}"
+    if is_seen:
+        directory.mkdir(parents=True, exist_ok=True)
+    if is_seen and command.launch is not None:  # a run that is asked about has to be there
+        marker.touch()
+        environment[MARKER] = str(marker)
+    try:
+        job_id = submit_to_cluster(client, line, environment)
+        job = Job("ray", job_id, address, "", time.strftime(TIME_FORMAT), command.name)
+        say(f"Submitted job {job_id} to {address}; it works on {command.place}")
+        if not is_seen:
+            say(
+                f"This machine does not see that place: `ray job status|logs|stop --address {address} {job_id}` ask about it."
+            )
+            return job
+        write_job(directory, job)
+        if MARKER in environment:
+            wait_for_answer(client, job, marker, say)
+    except UserError:
+        marker.unlink(missing_ok=True)
+        if is_seen and is_new:
+            shutil.rmtree(directory, ignore_errors=True)
+        raise
+    if command.launch is not None:
+        say(f"`distbranch status|logs|cancel {command.place}` ask about it.")
+    else:
+        say(f"`ray job logs|stop --address {address} {job_id}` ask about it.")
+    return job
