@@ -236,19 +236,15 @@ def test_who_waits_for_an_array_asks_the_queue_once_for_all_and_ends_as_its_wors
         trial.run_directory.mkdir(exist_ok=True)
         write_job(trial.run_directory, Job("slurm", f"12_{number}", "partition gpu", "", ""))
     looks = [{"12_1", "12_2"}, {"12_1"}, set()]
-    asked = []
-
-    def look(ids: list[str]) -> set[str]:
-        asked.append(sorted(ids))
-        return looks.pop(0)
-
-    monkeypatch.setattr(submission, "list_queued_jobs", look)
+    monkeypatch.setattr(
+        submission, "read_slurm_states", lambda: dict.fromkeys(looks.pop(0), "running")
+    )
     monkeypatch.setattr(submission, "SECONDS_BETWEEN_LOOKS", 0)
     state = "ended (COMPLETED with exit code 0:0)"
     monkeypatch.setattr(submission, "describe_job_state", lambda _: state)
     said: list[str] = []
     assert submission.wait_for_runs([config, *others], say=said.append) == EXIT_PREEMPTED
-    assert asked == [["12_0", "12_1", "12_2"], ["12_1", "12_2"], ["12_1"]]
+    assert not looks
     assert said[0] == "tiny is finished (2 left)"
     assert said[2] == f"one is not finished: its job has {state} (0 left)"
     state, looks = "ended (FAILED with exit code 1:0)", [set()]

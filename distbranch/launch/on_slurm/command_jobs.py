@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from distbranch.config import LaunchConfig
+from distbranch.config.paths import is_remote
 from distbranch.errors import UsageError, UserError
 from distbranch.launch.job_command import JobCommand
 from distbranch.launch.jobs import Job, Say, describe_job_state, show_log, write_job
@@ -19,12 +20,14 @@ from distbranch.launch.on_slurm.submission import (
     check_executor,
     check_signal_delay,
     count_cores,
+    let_container_see,
     make_sbatch_parameters,
     make_task,
     render_script,
     start_here,
     submit_tasks,
 )
+from distbranch.launch.ray_folder import find_existing_folder
 from distbranch.launch.stopping import EXIT_PREEMPTED
 
 
@@ -84,8 +87,16 @@ def wait_for_command(command: JobCommand, job: Job, *, say: Say, show: Say) -> i
 
 def _make_parameters(command: JobCommand, resources: Resources) -> dict[str, object]:
     cores = 1 if command.launch is None else count_cores(command.launch, resources)
+    resources = let_container_see(resources, _list_folders(command))
     name = f"{command.name.replace(' ', '-')}-{Path(command.place).name}"
     return make_sbatch_parameters(resources, command.directory, name=name, cores=cores)
+
+
+def _list_folders(command: JobCommand) -> list[Path]:
+    """What the command reads and writes: its places, its files, and the folder in which it was typed."""
+    places = [Path(place).absolute() for _, place in command.places if not is_remote(place)]
+    files = [file.absolute().parent for file in command.configs]
+    return [Path(command.place), *map(find_existing_folder, places), *files, Path.cwd()]
 
 
 def _check_allocation(command: JobCommand, resources: Resources) -> None:

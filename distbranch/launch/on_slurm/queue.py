@@ -2,7 +2,6 @@
 
 import re
 import subprocess
-from collections.abc import Iterable
 
 from distbranch.errors import UsageError, UserError
 
@@ -101,21 +100,6 @@ def read_job_details(job_id: str) -> dict[str, str]:
         raise
     # KEY=VALUE, separated by blanks; what a job's name or comment holds of them gives words without one.
     return dict(word.split("=", 1) for word in words if "=" in word)
-
-
-def list_queued_jobs(ids: Iterable[str]) -> set[str]:
-    """Those of the jobs (`12`, or `12_3` of an array) that wait, run or end at the moment.
-
-    Raises:
-        UserError: Slurm does not answer.
-    """
-    arrays = dict.fromkeys(one.partition("_")[0] for one in ids)
-    try:
-        return set(call_slurm("squeue", "-h", "-r", "-o", "%i", "-j", ",".join(arrays)).split())
-    except UserError as error:
-        if "nvalid job id" in str(error):  # Slurm has forgotten them
-            return set()
-        raise
 
 
 def read_slurm_state(job_id: str) -> str:

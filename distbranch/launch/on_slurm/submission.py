@@ -40,7 +40,7 @@ from distbranch.launch.jobs import (
 from distbranch.launch.on_slurm import hold_signals, local_job
 from distbranch.launch.on_slurm.containers import list_container_words, make_container_setup
 from distbranch.launch.on_slurm.local_job import EXIT_CODE
-from distbranch.launch.on_slurm.queue import check_partition, explain_refusal, list_queued_jobs
+from distbranch.launch.on_slurm.queue import check_partition, explain_refusal, read_slurm_states
 from distbranch.launch.on_slurm.resources import Resources, count_gpus, list_variables_against
 from distbranch.launch.on_slurm.task import Task
 from distbranch.launch.prepare import (
@@ -98,7 +98,7 @@ def submit_runs(
         jobs = [start_here(tasks[0])]
     else:
         folder = folder or waiting[0].run_directory
-        resources = _let_container_see(waiting[0], resources)
+        resources = let_container_see(resources, _list_folders(waiting[0]))
         name, cores = str(waiting[0].run.name), count_cores(waiting[0].launch, resources)
         try:
             jobs = submit_tasks(
@@ -134,8 +134,8 @@ def render_batch_script(
 ) -> str:
     """The batch script that would be submitted; nothing is written and no Slurm is needed."""
     checked = _resolve_config(config, resources)
-    resources = _let_container_see(checked, resources)
     folder, name = checked.run_directory, str(checked.run.name)
+    resources = let_container_see(resources, _list_folders(checked))
     cores = count_cores(checked.launch, resources)
     parameters = make_sbatch_parameters(resources, folder, name=name, cores=cores, at_once=at_once)
     return render_script(parameters, folder / FOLDER, num_tasks=num_runs)
@@ -189,7 +189,7 @@ def wait_for_runs(runs: Sequence[Config], *, say: Say) -> int:
     while waiting:
         # One question about all of them: the queue has others to answer too.
         try:
-            queued = list_queued_jobs([job.id for job in waiting.values()])
+            queued = set(read_slurm_states())
             known_at = time.monotonic()
         except UserError:
             if time.monotonic() - known_at > SECONDS_OF_SILENCE:
@@ -413,15 +413,19 @@ def make_sbatch_parameters(
     return {key: value for key, value in given.items() if value is not None}
 
 
-def _let_container_see(config: Config, resources: Resources) -> Resources:
-    """What is asked of Slurm for a run, with what the run reads and writes mounted."""
+def let_container_see(resources: Resources, folders: Sequence[Path]) -> Resources:
+    """What is asked of Slurm, with the folders that a command reads and writes mounted."""
     if resources.container is None:
         return resources
+    seen = tuple(dict.fromkeys(folders))
+    return replace(resources, container=replace(resources.container, folders=seen))
+
+
+def _list_folders(config: Config) -> list[Path]:
     read = [path for key, path in list_run_paths(config) if key != "run.directory"]
     # Data that the job is to pack are not there yet, but what is to hold them.
     seen = [find_existing_folder(Path(path)) for path in read if not is_remote(path)]
-    container = replace(resources.container, folders=(Path(config.run.directory), *seen))
-    return replace(resources, container=container)
+    return [Path(config.run.directory), *seen]
 
 
 def _make_setup_line(line: str) -> str:
