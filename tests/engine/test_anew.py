@@ -57,6 +57,8 @@ def train_and_die(config: Mapping[str, Any], during: str, occurrence: int) -> di
         nonlocal left
         left -= 1
         if not left:
+            if during == "step":
+                arguments[0].store.finish_checkpoint()
             os.kill(os.getpid(), signal.SIGKILL)
         return real(*arguments, **named)
 

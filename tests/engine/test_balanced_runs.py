@@ -61,6 +61,7 @@ def train_and_die(config: Mapping[str, Any], step: int) -> dict[str, Any]:
 
     def dying(self: Any) -> None:
         if self.progress.iteration == step:
+            self.store.finish_checkpoint()
             os.kill(os.getpid(), signal.SIGKILL)
         real(self)
 

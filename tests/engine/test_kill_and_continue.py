@@ -14,8 +14,10 @@ Kill = tuple[str, int]  # an event of `_events`, and at which of its occurrences
 
 # Ten moments: inside a widening (before, in and after the new network), inside a checkpoint (a torn file, no manifest
 # yet, not renamed yet, renamed but not synced), inside a step, between the record of a decision and its checkpoint.
+# Any step, perhaps while a checkpoint is written; "step" itself is one at which the last one is whole.
+UNSAVED_STEP = "step, perhaps while a checkpoint is written"
 EVENTS = (
-    "step",
+    UNSAVED_STEP,
     "copy state",
     "build network",
     "half a tensor file",
@@ -27,7 +29,7 @@ EVENTS = (
     "backward",
 )
 OCCURRENCES = {
-    "step": 9,
+    UNSAVED_STEP: 9,
     "sync": 12,
     "half a tensor file": 5,
     "half a text file": 4,
@@ -35,9 +37,6 @@ OCCURRENCES = {
     "remove old": 4,
     "backward": 9,
 }
-
-# The same of rank 0 when no checkpoint is being written any more, for tests that count steps.
-SAVED_STEP = "step, all saved"
 
 
 def _kill() -> None:
@@ -53,7 +52,7 @@ def _events() -> dict[str, tuple[Any, str]]:
 
     return {
         "step": (trainer.Trainer, "_train_step"),
-        SAVED_STEP: (trainer.Trainer, "_train_step"),
+        UNSAVED_STEP: (trainer.Trainer, "_train_step"),
         "backward": (torch.autograd, "backward"),
         "copy state": (trained_network, "copy_state"),
         "build network": (trained_network.TrainedNetwork, "build"),
@@ -86,7 +85,7 @@ def train_and_die(config: Mapping[str, Any], kill: Kill, rank: int) -> dict[str,
                 file,
                 file.stat().st_size // 2 if event != "half a line" else file.stat().st_size - 7,
             )
-        if event == SAVED_STEP:
+        if event == "step":
             arguments[0].store.finish_checkpoint()
         _kill()
         return None
@@ -110,7 +109,7 @@ def test_a_run_killed_at_ten_random_moments_ends_with_the_same_bits(
     for event in draw.sample(EVENTS, len(EVENTS)):
         kill = (event, draw.randint(1, OCCURRENCES.get(event, 1)))
         only_first = event not in (
-            "step",
+            UNSAVED_STEP,
             "backward",
             "copy state",
             "build network",
@@ -130,7 +129,7 @@ def test_a_killed_run_repeats_only_the_steps_since_its_last_checkpoint(
     tiny_data: Path, ranks: RankServer, tmp_path: Path
 ) -> None:
     config = config_of(tiny_data, tmp_path)
-    ranks.run(train_and_die, config=config, kill=(SAVED_STEP, 20), rank=0)
+    ranks.run(train_and_die, config=config, kill=("step", 20), rank=0)
     ranks.call(train_tiny, config=config)
     resumed = lines_of(tmp_path / "tiny" / "metrics.jsonl", "resumed")
     assert [line["iteration"] for line in resumed] == [15]

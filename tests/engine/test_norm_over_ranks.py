@@ -9,7 +9,7 @@ import pytest
 import torch
 from rank_server import RankServer
 from safetensors.torch import load_file
-from test_kill_and_continue import SAVED_STEP, train_and_die
+from test_kill_and_continue import train_and_die
 from tiny_runs import config_of, lines_of, train_tiny
 
 from distbranch.config import load_config
@@ -44,7 +44,7 @@ def train_in_double(config: Mapping[str, Any]) -> dict[str, Any]:
 def train_in_double_and_die(config: Mapping[str, Any], rank: int) -> dict[str, Any]:
     """A job: a rank is killed in its 19th step."""
     use_double_precision()
-    return train_and_die(config, (SAVED_STEP, 19), rank)
+    return train_and_die(config, ("step", 19), rank)
 
 
 def tensors_of(run: Path) -> dict[str, torch.Tensor]:

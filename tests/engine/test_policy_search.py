@@ -13,7 +13,7 @@ import pytest
 import torch
 from rank_server import RankServer
 from safetensors.torch import load_file
-from test_kill_and_continue import SAVED_STEP, train_and_die
+from test_kill_and_continue import train_and_die
 from tiny_runs import TASKS, assert_same_content, config_of, lines_of, train_tiny
 
 import distbranch
@@ -86,7 +86,7 @@ def test_a_search_killed_in_every_phase_ends_with_the_same_bits(
             train_and_die,
             world_size=world_size,
             config=config,
-            kill=(SAVED_STEP, step),
+            kill=("step", step),
             rank=0,
         )
         assert found[0].exit_code == -signal.SIGKILL
