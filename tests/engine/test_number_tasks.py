@@ -246,6 +246,6 @@ def test_sums_of_ranks_score_as_the_samples_of_one_process(
     assert alone["tasks"][place]["mean_squared_error"] == pytest.approx(expected, rel=1e-5)
     for found in ranks.call_all(evaluate_summed, 2, config=config, kinds=kinds):
         assert found["loss"] == pytest.approx(alone["loss"], rel=1e-6)
+        # Outputs of other batches: some processors round a product of another number of rows otherwise.
         for name, row in alone["tasks"].items():
-            summed = "mean_squared_error" in row
-            assert found["tasks"][name] == (pytest.approx(row, rel=1e-6) if summed else row)
+            assert found["tasks"][name] == pytest.approx(row, rel=1e-6)
