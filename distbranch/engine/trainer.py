@@ -116,7 +116,7 @@ class Trainer:
         self.read_given_tree = read_given_tree
         self.limit_bad = limit_bad
         self.step = TrainingStep(state)
-        state.finish_checkpoint = store.finish_checkpoint
+        state.leave_checkpoint_whole = store.leave_checkpoint_whole
         self._window = state.window
         self._resumed_at = self.progress.iteration if state.was_resumed else None
         self._saved_at = self._resumed_at

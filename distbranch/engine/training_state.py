@@ -89,7 +89,7 @@ class TrainingState:
         self.rounding = rounding
         self.bf16 = rounding[-1]["precision"] == "bf16"
         self.was_resumed = False
-        self.finish_checkpoint: Callable[[], None] = lambda: None  # of the run's files
+        self.leave_checkpoint_whole: Callable[[], None] = lambda: None  # of the run's files
         self._tree: Tree | None = None  # as last asked for
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -277,7 +277,7 @@ class TrainingState:
 
     def describe_remedy(self) -> str:
         """What to do about numbers that are not finite; rank 0 is asked, for the others may not see its checkpoints."""
-        self.finish_checkpoint()
+        self.leave_checkpoint_whole()  # one that fails must not hide what is wrong
         good = list_checkpoints(RunDirectory(self.config.run_directory).checkpoints)
         last = f"The last good checkpoint is {good[-1]}." if good else "There is no checkpoint yet."
         return f"{last} Lower optim.lr or train.clip_norm, or use train.precision=fp32."

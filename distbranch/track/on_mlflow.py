@@ -17,6 +17,7 @@ import numpy as np
 from distbranch.config import Config, to_yaml
 from distbranch.config.reading import flatten_config
 from distbranch.engine.gauges import find_sweep
+from distbranch.engine.provenance import hide_secrets
 from distbranch.extras import require
 from distbranch.locks import hold_lock
 from distbranch.track.page import FAILED, FINISHED, STOPPED
@@ -105,11 +106,12 @@ def _begin_run(client: Any, experiment: str, config: Config) -> str:
     run = client.create_run(experiment, run_name=config.run.name, tags=tags)
     run_id = str(run.info.run_id)
     settings = [
-        Param(key, str(value)[:MOST_CHARACTERS]) for key, value in flatten_config(config).items()
+        Param(key, hide_secrets(str(value))[:MOST_CHARACTERS])
+        for key, value in flatten_config(config).items()
     ]
     for first in range(0, len(settings), MOST_SETTINGS):
         client.log_batch(run_id, params=settings[first : first + MOST_SETTINGS])
-    client.log_text(run_id, to_yaml(config), "config.yaml")
+    client.log_text(run_id, hide_secrets(to_yaml(config)), "config.yaml")
     return run_id
 
 

@@ -227,6 +227,36 @@ def test_a_page_that_is_opened_at_the_end_gets_the_whole_run_and_what_it_has_not
     assert (again.points, again.pictures) == ([], [])
 
 
+def test_no_page_has_a_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = "s3://me:sesame@bucket/data?secret_key=sesame&region=x"
+    config = load_config(config_of(data, tmp_path, track=["wandb", "mlflow"]))
+    config.run_directory.mkdir()
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    people: list[Event] = []
+    with track_run(config, people.append, draw_square) as (report, _):
+        report({"kind": "opened"})
+    assert {event["kind"] for event in people} == {"tracked"}
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {"mlflow.db", "config.yaml"} <= {path.name for path in files}
+    assert not [path for path in files if b"sesame" in path.read_bytes()]
+    assert any(b"s3://***@bucket/data" in path.read_bytes() for path in files)
+
+    class FailingPage(KeptPage):
+        place = "http://me:sesame@host/1"
+
+        def finish(self, *_: Any) -> None:
+            raise ConnectionError(f"nobody at {self.place}")
+
+    use_page(FailingPage(), monkeypatch)
+    people.clear()
+    with track_run(config, people.append, draw_square) as (report, _):
+        report({"kind": "opened"})
+    assert [event["place"] for event in people] == ["http://***@host/1"] * 2
+    assert "sesame" not in caplog.text
+
+
 def test_a_page_that_fails_costs_one_warning_and_the_next_start_sends_what_it_lacks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: Any
 ) -> None:
