@@ -26,7 +26,7 @@ from distbranch.engine.run_log import Event
 from distbranch.errors import StoppedEarly, UserError
 from distbranch.launch.prepare import _check_trackers
 from distbranch.track import sender, show_finished_run, track_run
-from distbranch.track.on_mlflow import clean_name
+from distbranch.track.on_mlflow import clean_name, open_mlflow_page
 
 KILLED_IN, LOGGED_BEFORE, STEPS = 13, 12, 20  # a checkpoint after every fifth step
 # Of a step that is repeated a page keeps what was measured first.
@@ -396,6 +396,16 @@ def test_a_tracker_that_is_unknown_or_not_installed_is_told_with_what_to_do(
     for name in ("wandb", "mlflow"):
         assert f"track={name} needs the package {name}" in str(caught.value)
         assert f"pip install 'distbranch[{name}]'" in str(caught.value)
+
+
+def test_a_folder_that_ends_early_in_an_address_gets_no_file_of_mlflow_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "runs?").mkdir()
+    with pytest.raises(UserError, match=r"no '\?' in its path .* MLFLOW_TRACKING_URI"):
+        open_mlflow_page(tiny_config(tmp_path / "runs?"), None)
+    assert [path.name for path in tmp_path.iterdir()] == ["runs?"]
 
 
 def test_names_that_mlflow_refuses_stay_different() -> None:
