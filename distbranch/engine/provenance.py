@@ -31,7 +31,7 @@ MOST_NAMED = 3  # of the packages that differ
 # Ray brings packages of its own along, which are found first once it is loaded.
 OF_RAY = "thirdparty_files"
 # A password may stand in a URL: before the host, or among its options.
-USER_OF_URL = re.compile(r"(?<=://)[^/@\s]+@")
+USER_OF_URL = re.compile(r"(?<=://)[^/\s'\"]+@")
 SECRET_OF_URL = re.compile(
     r"(?i)([?&][^=&\s]*(?:key|token|secret|password|signature)[^=&\s]*=)[^&\s'\"]+"
 )
@@ -71,7 +71,8 @@ def read_source() -> Source:
 
 def _ask_git(*command: str, codes: Sequence[int] = (0,)) -> str:
     ended = subprocess.run(
-        ["git", "-C", str(PACKAGE), *command],
+        # A checkout of somebody else, as in a container or a shared folder, is refused otherwise; its code is running already.
+        ["git", "-c", "safe.directory=*", "-C", str(PACKAGE), *command],
         capture_output=True,
         check=False,
         timeout=SECONDS_FOR_GIT,

@@ -18,6 +18,7 @@ from distbranch.engine.distributed import Ranks, describe_storage_failure
 from distbranch.engine.evaluate import evaluate_split
 from distbranch.engine.forks import Family
 from distbranch.engine.from_run import add_earlier_tasks, read_new_tasks
+from distbranch.engine.growth import Growth
 from distbranch.engine.initialisation import (
     begin_network,
     first_architecture,
@@ -32,9 +33,11 @@ from distbranch.engine.run_directory import SCOUT, RunDirectory
 from distbranch.engine.run_log import Report, RunLog
 from distbranch.engine.run_start import without_moved_data
 from distbranch.engine.scout import decide_on_tree, report_as_scout
+from distbranch.engine.shared_checkpoints import SharedCheckpoints
 from distbranch.engine.tensorboard_log import DrawDecision
 from distbranch.engine.trainer import Trainer
 from distbranch.engine.training_state import AFFINITY, TrainingState
+from distbranch.engine.training_step import TrainingStep
 from distbranch.errors import UserError
 from distbranch.losses import build_task_set
 from distbranch.models.network import Network
@@ -166,15 +169,27 @@ def build_trainer(
     def measure_kind(kind: str, layer: int) -> MeasuredAffinity:
         return measure_affinity(kind, state.net.network, layer, info, config, ranks)
 
-    return Trainer(
+    step = TrainingStep(state)
+    checkpoints = SharedCheckpoints(state, step, files, log)
+    growth = Growth(
         state,
+        step,
+        checkpoints,
         store=files,
         decider=Family(config),
         log=log,
-        open_feed=open_feed,
-        score_split=score_split,
         measure_affinity=measure_kind,
         read_given_tree=lambda: read_given_tree(config, state.net.network.architecture),
+    )
+    return Trainer(
+        state,
+        step,
+        checkpoints,
+        growth,
+        store=files,
+        log=log,
+        open_feed=open_feed,
+        score_split=score_split,
         limit_bad=partial(describe_too_many_bad, data=config.data, info=info, split="train"),
     )
 

@@ -17,6 +17,8 @@ import numpy as np
 from distbranch.config import Config, to_yaml
 from distbranch.config.reading import flatten_config
 from distbranch.engine.gauges import find_sweep
+from distbranch.engine.provenance import hide_secrets
+from distbranch.errors import UserError
 from distbranch.extras import require
 from distbranch.locks import hold_lock
 from distbranch.track.page import FAILED, FINISHED, STOPPED
@@ -61,7 +63,7 @@ def open_mlflow_page(config: Config, identity: str | None) -> tuple[MlflowPage, 
     """See `page.open_page`.
 
     Raises:
-        UserError: the package is absent.
+        UserError: the package is absent, or the folder of the runs cannot be in the address of a file.
     """
     require("mlflow", "mlflow", "track=mlflow")
     from mlflow import MlflowClient
@@ -73,6 +75,11 @@ def open_mlflow_page(config: Config, identity: str | None) -> tuple[MlflowPage, 
     # Several trials may begin at the same moment, of which one makes the tables.
     alone: Any = nullcontext()
     if server is None:
+        # The path in such an address ends there: the file would lie elsewhere.
+        if "?" in str(folder):
+            raise UserError(
+                f"the folder {folder} of the runs should have no '?' in its path for mlflow.db: rename it, or set MLFLOW_TRACKING_URI"
+            )
         server = f"sqlite:///{folder / 'mlflow.db'}"
         artifacts = (folder / "mlflow-artifacts").as_uri()
         alone = hold_lock(folder / ".mlflow.lock", patience_s=SECONDS_FOR_NEW_STORE)
@@ -105,11 +112,12 @@ def _begin_run(client: Any, experiment: str, config: Config) -> str:
     run = client.create_run(experiment, run_name=config.run.name, tags=tags)
     run_id = str(run.info.run_id)
     settings = [
-        Param(key, str(value)[:MOST_CHARACTERS]) for key, value in flatten_config(config).items()
+        Param(key, hide_secrets(str(value))[:MOST_CHARACTERS])
+        for key, value in flatten_config(config).items()
     ]
     for first in range(0, len(settings), MOST_SETTINGS):
         client.log_batch(run_id, params=settings[first : first + MOST_SETTINGS])
-    client.log_text(run_id, to_yaml(config), "config.yaml")
+    client.log_text(run_id, hide_secrets(to_yaml(config)), "config.yaml")
     return run_id
 
 

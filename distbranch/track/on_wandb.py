@@ -1,5 +1,6 @@
 """A run on Weights & Biases. Project, entity, key and mode are taken from its own variables (WANDB_PROJECT, WANDB_MODE, ...)."""
 
+import json
 import os
 import secrets
 import threading
@@ -12,6 +13,7 @@ import psutil
 
 from distbranch.config import Config
 from distbranch.engine.gauges import find_sweep
+from distbranch.engine.provenance import hide_secrets
 from distbranch.errors import UserError
 from distbranch.extras import require
 from distbranch.track.page import FINISHED, STOPPED
@@ -74,7 +76,7 @@ def open_wandb_page(config: Config, identity: str | None) -> tuple[WandbPage, st
         name=config.run.name,
         group=find_sweep(config.run_directory),
         dir=os.environ.get("WANDB_DIR", str(config.run_directory)),
-        config=config.model_dump(mode="json"),
+        config=json.loads(hide_secrets(json.dumps(config.model_dump(mode="json")))),
         reinit="create_new",
         settings=wandb.Settings(**options),
     )

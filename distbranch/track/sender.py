@@ -12,6 +12,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from distbranch.config import Config
+from distbranch.engine.provenance import hide_secrets
 from distbranch.engine.run_directory import RunDirectory, write_json
 from distbranch.engine.run_log import Report
 from distbranch.errors import reason_of
@@ -91,7 +92,8 @@ class PageSender:
         try:
             page, self._identity = open_page(self.tracker, self.config, self._identity)
             self._write_record()
-            self._report({"kind": "tracked", "tracker": self.tracker, "place": page.place})
+            place = hide_secrets(page.place)
+            self._report({"kind": "tracked", "tracker": self.tracker, "place": place})
             while (item := self._queue.get()) is not None:
                 what, iteration, send = item
                 send(page)
@@ -102,9 +104,8 @@ class PageSender:
         # Of whatever kind: no tracker is worth a run.
         except Exception as error:
             self._is_given_up = True
-            self._warn(
-                f"{self.tracker} does not show the run any longer ({reason_of(error)[:300]})."
-            )
+            reason = hide_secrets(reason_of(error))[:300]
+            self._warn(f"{self.tracker} does not show the run any longer ({reason}).")
 
     def _write_record(self) -> None:
         self._record.parent.mkdir(exist_ok=True)

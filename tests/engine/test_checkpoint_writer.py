@@ -146,6 +146,15 @@ def test_a_write_that_fails_stops_both_ranks_before_the_step_after_next(
     assert [one["seen"][-1] for one in ended] == ["step 6", "step 6"]
 
 
+def test_a_loss_that_is_not_finite_is_told_though_a_checkpoint_fails_at_the_same_time(
+    config: Callable[..., dict[str, Any]], ranks: RankServer
+) -> None:
+    ended = ranks.run(train_with_a_held_write, config=config(), until=7, fails=True, nan_in=7)[0]
+    assert ended.value["message"].startswith("The loss of task 'cell-0' is not finite at step 7.")
+    assert "There is no checkpoint yet." in ended.value["message"]
+    assert "A checkpoint could not be written: The storage has failed" in ended.output
+
+
 def test_a_checkpoint_under_way_is_whole_when_another_error_ends_the_run_and_is_named_as_the_last_good_one(
     config: Callable[..., dict[str, Any]], ranks: RankServer, tmp_path: Path
 ) -> None:

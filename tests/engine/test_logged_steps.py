@@ -15,9 +15,9 @@ from distbranch.engine.distributed import Ranks
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.engine.run_start import begin_run
 from distbranch.engine.session import build_trainer
+from distbranch.engine.step_window import StepWindow
 from distbranch.engine.tensorboard_log import DrawDecision, write_tensorboard
 from distbranch.engine.trainer import Trainer
-from distbranch.engine.training_state import StepWindow
 from distbranch.errors import SharedError
 
 
@@ -116,10 +116,10 @@ def test_only_a_run_that_still_decides_keeps_affinities_in_its_checkpoints(
         ("branching", {"rank-0/margins", "rank-0/full", "rank-0/gap"}),
     ):
         changes = {"train.iterations": 6, "method.name": method}
-        trainer_of(tiny_data, tmp_path / method, **changes)._save_checkpoint()
+        trainer_of(tiny_data, tmp_path / method, **changes).checkpoints.save()
         found = load_newest(tmp_path / method / "tiny" / "checkpoints")
         assert found is not None
         assert found.tensors["affinity"].keys() == names
         again = trainer_of(tiny_data, tmp_path / method, **changes)
         assert again.state.was_resumed
-        assert again.stats.num_tasks == len(TASKS)
+        assert again.state.stats.num_tasks == len(TASKS)

@@ -155,7 +155,9 @@ def test_the_gradient_of_accumulated_passes_is_that_of_one(
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6)
     for trainer in (whole, divided):
         trainer.step.wait_for_step_sums()
-    torch.testing.assert_close(divided.stats.margins, whole.stats.margins, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        divided.state.stats.margins, whole.state.stats.margins, rtol=1e-6, atol=1e-6
+    )
     torch.testing.assert_close(divided._window.losses, whole._window.losses, rtol=1e-6, atol=1e-6)
 
 

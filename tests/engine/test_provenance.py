@@ -78,6 +78,16 @@ def test_the_commit_with_the_saved_changes_is_the_code_that_ran(
     assert contents(again / "package") == contents(package)
 
 
+def test_a_checkout_of_another_user_has_its_commit(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = git(checkout, "rev-parse", "HEAD").strip()
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")  # git's own, for this case
+    with pytest.raises(subprocess.CalledProcessError):
+        git(checkout, "rev-parse", "HEAD")
+    assert read_source.__wrapped__() == provenance.Source(commit)
+
+
 def test_a_package_that_lies_in_the_checkout_of_something_else_has_no_commit(
     checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,6 +129,7 @@ def test_a_command_is_told_without_folders_of_programs_and_without_passwords(
         "distbranch train 'my config.yaml' "
         "'run.directory=s3://***@bucket/runs?access_key=***&region=x&Secret_Key=***'"
     )
+    assert hide_secrets("s3://me:p@ss@bucket/a@b c@d") == "s3://***@bucket/a@b c@d"
     monkeypatch.setattr(sys, "argv", ["/site/distbranch/__main__.py", "train", "x.yaml"])
     assert describe_command() == "python -m distbranch train x.yaml"
     monkeypatch.setattr(sys, "argv", ["-c", "x"])

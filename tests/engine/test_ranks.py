@@ -72,15 +72,15 @@ def test_affinities_and_decisions_are_the_same_from_one_two_and_three_ranks(
 
 def train_and_fingerprint(config: Mapping[str, Any]) -> list[str]:
     """A job: the fingerprints that this rank finds by itself after each decision."""
-    from distbranch.engine.trainer import Trainer
+    from distbranch.engine.growth import Growth
 
-    found, real = [], Trainer._end_round
+    found, real = [], Growth.end_round
 
-    def grow(self: Trainer) -> None:
+    def grow(self: Growth) -> None:
         real(self)
         found.append(self.net.fingerprint())
 
-    Trainer._end_round = grow  # type: ignore[method-assign]
+    Growth.end_round = grow  # type: ignore[method-assign]
     assert train_tiny(config)["end"] == "done"
     return found
 

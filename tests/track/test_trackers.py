@@ -26,7 +26,7 @@ from distbranch.engine.run_log import Event
 from distbranch.errors import StoppedEarly, UserError
 from distbranch.launch.prepare import _check_trackers
 from distbranch.track import sender, show_finished_run, track_run
-from distbranch.track.on_mlflow import clean_name
+from distbranch.track.on_mlflow import clean_name, open_mlflow_page
 
 KILLED_IN, LOGGED_BEFORE, STEPS = 13, 12, 20  # a checkpoint after every fifth step
 # Of a step that is repeated a page keeps what was measured first.
@@ -227,6 +227,36 @@ def test_a_page_that_is_opened_at_the_end_gets_the_whole_run_and_what_it_has_not
     assert (again.points, again.pictures) == ([], [])
 
 
+def test_no_page_has_a_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = "s3://me:sesame@bucket/data?secret_key=sesame&region=x"
+    config = load_config(config_of(data, tmp_path, track=["wandb", "mlflow"]))
+    config.run_directory.mkdir()
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    people: list[Event] = []
+    with track_run(config, people.append, draw_square) as (report, _):
+        report({"kind": "opened"})
+    assert {event["kind"] for event in people} == {"tracked"}
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {"mlflow.db", "config.yaml"} <= {path.name for path in files}
+    assert not [path for path in files if b"sesame" in path.read_bytes()]
+    assert any(b"s3://***@bucket/data" in path.read_bytes() for path in files)
+
+    class FailingPage(KeptPage):
+        place = "http://me:sesame@host/1"
+
+        def finish(self, *_: Any) -> None:
+            raise ConnectionError(f"nobody at {self.place}")
+
+    use_page(FailingPage(), monkeypatch)
+    people.clear()
+    with track_run(config, people.append, draw_square) as (report, _):
+        report({"kind": "opened"})
+    assert [event["place"] for event in people] == ["http://***@host/1"] * 2
+    assert "sesame" not in caplog.text
+
+
 def test_a_page_that_fails_costs_one_warning_and_the_next_start_sends_what_it_lacks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: Any
 ) -> None:
@@ -366,6 +396,16 @@ def test_a_tracker_that_is_unknown_or_not_installed_is_told_with_what_to_do(
     for name in ("wandb", "mlflow"):
         assert f"track={name} needs the package {name}" in str(caught.value)
         assert f"pip install 'distbranch[{name}]'" in str(caught.value)
+
+
+def test_a_folder_that_ends_early_in_an_address_gets_no_file_of_mlflow_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "runs?").mkdir()
+    with pytest.raises(UserError, match=r"no '\?' in its path .* MLFLOW_TRACKING_URI"):
+        open_mlflow_page(tiny_config(tmp_path / "runs?"), None)
+    assert [path.name for path in tmp_path.iterdir()] == ["runs?"]
 
 
 def test_names_that_mlflow_refuses_stay_different() -> None:

@@ -3,6 +3,7 @@
 import math
 import sys
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 from distbranch.engine.gauges import GAUGES, Gauge
@@ -12,7 +13,13 @@ def find_ray_gauges() -> Callable[[Sequence[Gauge]], None] | None:
     """What sets them; None in a process that has not joined a cluster."""
     if "ray" not in sys.modules or not sys.modules["ray"].is_initialized():
         return None
-    return RayGauges().set_all
+    return _make_gauges().set_all
+
+
+@cache
+def _make_gauges() -> "RayGauges":
+    """Those of this process, which may train trial after trial: what the one before has set goes when the next one sets its own."""
+    return RayGauges()
 
 
 class RayGauges:

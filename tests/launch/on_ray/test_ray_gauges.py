@@ -1,13 +1,19 @@
 """What Ray's metrics agent tells Prometheus of a run on two workers."""
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
+import ray
 from prometheus_text import expected_values, take_times, values_of
 from rank_server import RankServer
 from tiny_runs import config_of, train_tiny
+
+from distbranch.engine.gauges import Gauge
+from distbranch.launch.on_ray import gauges
 
 
 def scraped_work(loop: dict[str, Any]) -> None:
@@ -82,3 +88,28 @@ def test_the_agent_of_ray_has_the_values_of_metrics_jsonl(
     assert found.keys() == written.keys()
     assert take_times(found) == take_times(written)
     assert found == written == expected_values(tmp_path / "tiny")
+
+
+def test_a_process_that_trains_the_next_trial_says_no_more_of_the_one_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: dict[str, float] = {}
+
+    class KeptGauge:
+        """What Ray's agent would have."""
+
+        def __init__(self, *_: Any, **__: Any) -> None: ...
+
+        def set(self, value: float, tags: Mapping[str, str]) -> None:
+            told[tags["run"]] = value
+
+    monkeypatch.setattr("ray.util.metrics.Gauge", KeptGauge)
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    gauges._make_gauges.cache_clear()
+    for number, run in enumerate(("first", "second")):
+        use_gauges = gauges.find_ray_gauges()
+        assert use_gauges is not None
+        use_gauges([Gauge("distbranch_iteration", {"run": run}, number)])
+    gauges._make_gauges.cache_clear()
+    assert math.isnan(told.pop("first"))
+    assert told == {"second": 1}
