@@ -117,14 +117,16 @@ Account = Annotated[str | None, Option(help="Account to charge.")]
 Qos = Annotated[str | None, Option(help="Quality of service.")]
 Constraint = Annotated[str | None, Option(help="Features that nodes must have.")]
 Memory = Annotated[str | None, Option("--mem", help="Memory of each node, such as 64G.")]
-Exclusive = Annotated[bool, Option("--exclusive", help="Share the nodes with no other job.")]
+Exclusive = Annotated[
+    bool, Option("--exclusive/--no-exclusive", help="Share the nodes with no other job.")
+]
 JobName = Annotated[str | None, Option(help="Name in the queue; the run's if empty.")]
 SignalDelay = Annotated[
     int, Option(help="Seconds before the time limit at which the run saves itself.", min=30)
 ]
 Further = Annotated[
     list[str] | None,
-    Option("--sbatch", metavar="KEY=VALUE", help="Another option of sbatch; may be given again."),
+    Option("--sbatch", metavar="KEY[=VALUE]", help="Another option of sbatch; may be given again."),
 ]
 Setup = Annotated[
     list[str] | None,
@@ -135,7 +137,7 @@ Setup = Annotated[
 ]
 Srun = Annotated[
     list[str] | None,
-    Option("--srun", metavar="KEY=VALUE", help="Another option of srun; may be given again."),
+    Option("--srun", metavar="KEY[=VALUE]", help="Another option of srun; may be given again."),
 ]
 Image = Annotated[
     str | None,
@@ -244,17 +246,19 @@ def _submit_run_to_slurm(
 ) -> None:
     from distbranch.config import load_config
     from distbranch.launch.on_slurm import submission
+    from distbranch.launch.prepare import with_absolute_paths
 
     resolved = load_config(config, overrides)
     if dry_run:
         return print_plain(submission.render_batch_script(resolved, resources))
     jobs = submission.submit_runs([resolved], resources, say=print_plain)
-    # The run is finished, or its job is still there: that was said.
-    if not jobs:
+    # None is new: the run is finished, or its job is still there, which was said.
+    directory = with_absolute_paths(resolved).run_directory
+    job = jobs[0] if jobs else submission.find_job(directory)
+    if job is None:
         return None
-    [job] = jobs
-    directory = Path(job.log).parent.parent  # logs lie in a folder of the run directory
-    _tell_job(job, directory)
+    if jobs:
+        _tell_job(job, directory)
     if wait:
         code = submission.wait_for_job(directory, job, say=print_plain, show=print_piece)
         if code:
@@ -269,12 +273,10 @@ def _submit_command_to_slurm(
 
     if dry_run:
         return print_plain(command_jobs.render_command_script(command, resources))
-    job = command_jobs.submit_command(command, resources, say=print_plain)
-    if job is None:
-        return None
-    if command.launch is not None:
+    job, is_new = command_jobs.submit_command(command, resources, say=print_plain)
+    if is_new and command.launch is not None:
         _tell_job(job, command.directory)
-    else:
+    elif is_new:
         print_plain(f"Submitted job {job.id} ({job.where}); its log is {job.log}")
         if job.kind == "slurm":
             print_plain(

@@ -5,6 +5,7 @@ What each task does is in `task`. This file says what is asked of Slurm, and rec
 
 import io
 import math
+import os
 import shlex
 import shutil
 import socket
@@ -15,13 +16,14 @@ import warnings
 from collections.abc import Sequence
 from contextlib import redirect_stderr
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from distbranch.config import Config, LaunchConfig, load_config, to_yaml
 from distbranch.config.paths import is_remote
 from distbranch.engine.results import read_result
-from distbranch.engine.run_directory import RunDirectory, write_atomically
+from distbranch.engine.run_directory import write_atomically
 from distbranch.engine.run_start import begin_run, raises_iterations
 from distbranch.errors import UsageError, UserError
 from distbranch.launch.job_command import FOLDER
@@ -93,28 +95,37 @@ def submit_runs(
 
     # The files of a run are there before its job, which may begin at once.
     new = [config.run_directory for config in waiting if not config.run_directory.exists()]
-    tasks = [_create_task(config, resources) for config in waiting]
-    if resources.executor == "local":
-        jobs = [start_here(tasks[0])]
-    else:
-        folder = folder or waiting[0].run_directory
-        resources = let_container_see(resources, _list_folders(waiting[0]))
-        name, cores = str(waiting[0].run.name), count_cores(waiting[0].launch, resources)
-        try:
-            jobs = submit_tasks(
-                tasks,
-                make_sbatch_parameters(resources, folder, name=name, cores=cores, at_once=at_once),
-                folder / FOLDER,
-            )
-        except UserError:
-            for (
-                directory
-            ) in new:  # else a corrected configuration would be refused as that of another run
-                shutil.rmtree(directory, ignore_errors=True)
-            raise
+    folder = folder or waiting[0].run_directory
+    try:
+        tasks = [_create_task(config, resources) for config in waiting]
+        if resources.executor == "local":
+            jobs = [start_here(tasks[0])]
+        else:
+            parameters = _make_parameters(waiting, resources, folder, at_once=at_once)
+            jobs = submit_tasks(tasks, parameters, folder / FOLDER)
+    except UserError:
+        # Else a corrected configuration would be refused as that of another run.
+        for directory in new:
+            shutil.rmtree(directory, ignore_errors=True)
+        raise
     for config, job in zip(waiting, jobs, strict=True):
         write_job(config.run_directory, job)
     return jobs
+
+
+def find_job(run_directory: Path) -> Job | None:
+    """The job of a run that is not finished, which was submitted before."""
+    return None if read_result(run_directory) is not None else read_job(run_directory)
+
+
+def _make_parameters(
+    runs: Sequence[Config], resources: Resources, folder: Path, *, at_once: int
+) -> dict[str, Any]:
+    """Those of one batch script for all runs, whose data and launch may differ."""
+    resources = let_container_see(resources, [*chain(*map(_list_folders, runs))])
+    cores = max(count_cores(config.launch, resources) for config in runs)
+    name = str(runs[0].run.name)
+    return make_sbatch_parameters(resources, folder, name=name, cores=cores, at_once=at_once)
 
 
 def check_executor(resources: Resources, say: Say) -> None:
@@ -134,10 +145,8 @@ def render_batch_script(
 ) -> str:
     """The batch script that would be submitted; nothing is written and no Slurm is needed."""
     checked = _resolve_config(config, resources)
-    folder, name = checked.run_directory, str(checked.run.name)
-    resources = let_container_see(resources, _list_folders(checked))
-    cores = count_cores(checked.launch, resources)
-    parameters = make_sbatch_parameters(resources, folder, name=name, cores=cores, at_once=at_once)
+    folder = checked.run_directory
+    parameters = _make_parameters([checked], resources, folder, at_once=at_once)
     return render_script(parameters, folder / FOLDER, num_tasks=num_runs)
 
 
@@ -293,8 +302,6 @@ def _is_settled(config: Config, say: Say) -> bool:
 
 
 def _create_task(config: Config, resources: Resources) -> Task:
-    files = RunDirectory(config.run_directory)
-    files.job.unlink(missing_ok=True)  # of one that has ended
     begin_run(config)
     file = config.run_directory / FOLDER / "config.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -373,14 +380,22 @@ def count_cores(launch: LaunchConfig, resources: Resources) -> int:
 def make_sbatch_parameters(
     resources: Resources, shared_folder: Path, *, name: str, cores: int, at_once: int = 1
 ) -> dict[str, Any]:
-    """The parameters of submitit's executor: for a job of this name, whose nodes need so many cores at least."""
+    """The parameters of submitit's executor: for a job of this name, whose nodes need so many cores at least.
+
+    Raises:
+        UsageError: a folder whose name Slurm would not take as it is.
+    """
+    if set("%\\\n") & set(str(shared_folder)):
+        raise UsageError(
+            "The folder of a job of Slurm should have no %, backslash or line break in its path, for Slurm reads them otherwise in "
+            f"names of logs, found {shared_folder}: give another run.directory (of a sweep: directory)."
+        )
     further: dict[str, Any] = {"requeue": True}
     # Without --cpus-per-node Slurm may give a node one core: no fewer than its ranks need, and more if the site says so.
     if resources.cpus_per_node is None and cores > 1:
         further["mincpus"] = cores
-    further |= {
-        key.replace("-", "_"): value for key, value in resources.further.items()
-    }  # submitit's form of them
+    # submitit's form of them; True: an option without a value.
+    further |= {key.replace("-", "_"): value or True for key, value in resources.further.items()}
     gpus = None if count_gpus(resources.further) else resources.gpus_per_node or None
     typed_gpus = f"{resources.gpu_type}:{gpus}" if gpus and resources.gpu_type else gpus
     container = resources.container
@@ -404,7 +419,7 @@ def make_sbatch_parameters(
         "mem": resources.memory,
         "exclusive": resources.exclusive or None,
         "signal_delay_s": resources.signal_delay_s,
-        "wckey": "",
+        "wckey": os.environ.get("SBATCH_WCKEY", ""),  # submitit writes one into every script
         "array_parallelism": at_once,
         "setup": _make_setup(resources, shared_folder),
         "srun_args": [ALL_CORES, *resources.srun, *inside],
@@ -437,8 +452,10 @@ def _make_setup_line(line: str) -> str:
 def _make_setup(resources: Resources, shared_folder: Path) -> list[str]:
     """Commands of the batch script before its tasks begin: the site's, then every node must see what the first one writes now."""
     container = resources.container
-    advice = f"does not see {shared_folder} as the first node does. Give a run.directory on storage that all nodes share."
+    # The folder comes as a word: in the text of a command a shell would read what its name has of quotes and `$`.
+    advice = "does not see $1 as the first node does. Give a run.directory on storage that all nodes share."
     look = f'trap "" USR2; test -e "$0" || {{ echo "Error: the node $SLURMD_NODENAME {advice}"; exit 1; }}'
+    folder = shlex.quote(str(shared_folder))
     return [
         *map(_make_setup_line, resources.setup),
         # From 22.05 on srun does not read how many cores its job has for a task; and it exports no more than sbatch --export allows.
@@ -446,8 +463,8 @@ def _make_setup(resources: Resources, shared_folder: Path) -> list[str]:
         "unset SLURM_EXPORT_ENV",
         # One task per node, also after `scontrol update` gave a waiting job another number of nodes: Slurm keeps the first number.
         "export SLURM_NTASKS=$SLURM_JOB_NUM_NODES SLURM_NPROCS=$SLURM_JOB_NUM_NODES",
-        f'marker={shlex.quote(str(shared_folder))}/.seen-$SLURM_JOB_ID; touch "$marker"',
-        f'srun --ntasks-per-node=1 --kill-on-bad-exit=0 sh -c {shlex.quote(look)} "$marker" || {{ rm -f "$marker"; exit 1; }}',
+        f'marker={folder}/.seen-$SLURM_JOB_ID; touch "$marker"',
+        f'srun --ntasks-per-node=1 --kill-on-bad-exit=0 sh -c {shlex.quote(look)} "$marker" {folder} || {{ rm -f "$marker"; exit 1; }}',
         'rm -f "$marker"',
         *(make_container_setup(container, shared_folder / FOLDER) if container else ()),
     ]

@@ -99,6 +99,23 @@ def test_options_with_a_word_of_their_own_are_named_all_at_once() -> None:
     )
 
 
+def test_an_option_of_sbatch_may_have_no_value(tmp_path: Path) -> None:
+    text = text_of(tmp_path, asking("hold", "comment=a b", "--mail_type=END", "mail-type=FAIL"))
+    assert "#SBATCH --hold\n#SBATCH --job-name" in text
+    assert re.findall("#SBATCH --(?:comment|mail).*", text) == [
+        "#SBATCH --comment='a b'",
+        "#SBATCH --mail-type=FAIL",
+    ]
+    with pytest.raises(UsageError, match=r"--sbatch takes KEY=VALUE.* found '=3'"):
+        parse_further_options(["=3"], gpus_per_node=0)
+
+
+@pytest.mark.parametrize("name", ["100%", "%j", "a\\b", "a\nb"])
+def test_a_folder_that_slurm_would_call_otherwise_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="should have no %, backslash or line break"):
+        text_of(tmp_path / name, Resources())
+
+
 def text_of(folder: Path, resources: Resources, **dotted: object) -> str:
     values = {"launch.device": "auto", "launch.workers": max(1, resources.num_gpus), **dotted}
     return render_batch_script(
@@ -188,6 +205,14 @@ def test_variables_of_sbatch_count_where_the_script_says_nothing(
     for name, value in given.items():
         no_slurm.setenv(name, value)
     assert given.keys() - list_variables_against(["time", "mem", "partition"]) == {"SBATCH_ACCOUNT"}
+
+
+def test_a_wckey_of_the_profile_counts_though_every_script_names_one(
+    tmp_path: Path, no_slurm: pytest.MonkeyPatch
+) -> None:
+    no_slurm.setenv("SBATCH_WCKEY", "climate")
+    assert "#SBATCH --wckey=climate\n" in text_of(tmp_path, Resources())
+    assert "#SBATCH --wckey=mine\n" in text_of(tmp_path, asking("wckey=mine"))
 
 
 def test_the_gpus_of_a_job_are_those_that_slurm_names(no_slurm: pytest.MonkeyPatch) -> None:
