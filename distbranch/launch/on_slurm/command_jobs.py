@@ -14,18 +14,20 @@ from distbranch.config.paths import is_remote
 from distbranch.errors import UsageError, UserError
 from distbranch.launch.job_command import JobCommand
 from distbranch.launch.jobs import Job, Say, describe_job_state, show_log, write_job
+from distbranch.launch.on_slurm.batch_script import (
+    count_cores,
+    let_container_see,
+    make_sbatch_parameters,
+    render_script,
+    submit_tasks,
+)
 from distbranch.launch.on_slurm.local_job import EXIT_CODE, read_exit_code
 from distbranch.launch.on_slurm.resources import Resources
 from distbranch.launch.on_slurm.submission import (
     check_executor,
     check_signal_delay,
-    count_cores,
-    let_container_see,
-    make_sbatch_parameters,
     make_task,
-    render_script,
     start_here,
-    submit_tasks,
 )
 from distbranch.launch.ray_folder import find_existing_folder
 from distbranch.launch.stopping import EXIT_PREEMPTED
