@@ -132,14 +132,19 @@ def check_executor(resources: Resources, say: Say) -> None:
         say("--executor local runs here as it is, without --setup, --srun and --container.")
 
 
-def render_batch_script(
-    config: Config, resources: Resources, *, num_runs: int = 1, at_once: int = 1
-) -> str:
+def render_batch_script(config: Config, resources: Resources) -> str:
     """The batch script that would be submitted; nothing is written and no Slurm is needed."""
-    checked = _resolve_config(config, resources)
-    folder = checked.run_directory
-    parameters = _make_parameters([checked], resources, folder, at_once=at_once)
-    return render_script(parameters, folder / FOLDER, num_tasks=num_runs)
+    return render_array_script([config], resources)
+
+
+def render_array_script(
+    runs: Sequence[Config], resources: Resources, *, folder: Path | None = None, at_once: int = 1
+) -> str:
+    """The same of several runs; arguments as of `submit_runs`."""
+    checked = [_resolve_config(config, resources) for config in runs]
+    folder = folder or checked[0].run_directory
+    parameters = _make_parameters(checked, resources, folder, at_once=at_once)
+    return render_script(parameters, folder / FOLDER, num_tasks=len(checked))
 
 
 def wait_for_job(run_directory: Path, job: Job, *, say: Say, show: Say) -> int:
