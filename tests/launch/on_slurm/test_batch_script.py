@@ -11,7 +11,7 @@ from tiny_runs import config_of
 
 from distbranch.config import load_config
 from distbranch.errors import UsageError
-from distbranch.launch.on_slurm import hold_signals
+from distbranch.launch.on_slurm import hold_signals, queue
 from distbranch.launch.on_slurm.queue import explain_refusal
 from distbranch.launch.on_slurm.resources import (
     Resources,
@@ -258,6 +258,18 @@ TOLD = {
 @pytest.mark.parametrize("refusal", TOLD)
 def test_all_that_a_refusal_says_is_in_one_sentence(refusal: str) -> None:
     assert explain_refusal(refusal) == TOLD[refusal]
+
+
+def test_a_job_that_slurm_has_not_looked_at_waits_for_no_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answers = {
+        "squeue": "7|PENDING||0:00|1:00:00|None\n8|PENDING||0:00|1:00:00|Priority\n",
+        "scontrol": "JobId=7 JobName=x JobState=PENDING Reason=None\n",
+    }
+    monkeypatch.setattr(queue, "call_slurm", lambda name, *_: answers[name])
+    assert queue.read_slurm_states() == {"7": "waiting", "8": "waiting (Priority)"}
+    assert queue.read_slurm_state("7") == "waiting"
 
 
 def test_a_signal_before_a_task_is_ready_for_it_waits_until_it_is() -> None:
