@@ -174,3 +174,13 @@ def test_doctor_says_what_the_file_gives(writes: Writes) -> None:
     assert describe_site_file()[0].startswith("none (")
     file = writes("slurm: {partition: gpu, setup: [a, b]}\nray: {wait: no}")
     assert describe_site_file() == (f"{file} (slurm: partition, setup; ray: wait)", "")
+
+
+def test_a_key_without_a_value_gives_nothing_and_a_switch_can_be_typed_off(writes: Writes) -> None:
+    writes("slurm:\n  partition:\n  nodes:\n  setup:\n  exclusive: yes\n")
+    lines, said = script()
+    assert said.endswith("--exclusive")
+    assert not [line for line in lines if "partition" in line or "eval" in line]
+    lines, said = script("--no-exclusive")
+    assert not said
+    assert "#SBATCH --exclusive" not in lines

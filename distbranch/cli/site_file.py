@@ -90,7 +90,8 @@ def read_site_file() -> SiteFile:
                 f"{name}: it should hold `option: value` lines, found {str(given)[:40]!r}"
             )
             continue
-        given = {key.replace("-", "_"): value for key, value in given.items()}
+        # A key without a value gives nothing.
+        given = {key.replace("-", "_"): value for key, value in given.items() if value != ""}
         try:
             model = _make_model(name).model_validate(given)
             sections[name] = model.model_dump(exclude_unset=True)

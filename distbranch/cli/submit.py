@@ -11,10 +11,30 @@ from typer import Argument, Option
 
 from distbranch.cli.job_words import JobWords, check_run_is_there, make_job_command, read_job_words
 from distbranch.cli.site import SiteCommand
+from distbranch.cli.slurm_options import (
+    Account,
+    Constraint,
+    Cpus,
+    Exclusive,
+    Further,
+    Gpus,
+    Image,
+    ImageKind,
+    JobName,
+    Memory,
+    Mounts,
+    Partition,
+    Qos,
+    Setup,
+    SignalDelay,
+    Srun,
+    Time,
+)
 from distbranch.cli.terminal import Overrides, complete_key, print_piece, print_plain
 from distbranch.errors import UsageError
 
 if TYPE_CHECKING:  # loads torch
+    from distbranch.config.sweep import SweepConfig
     from distbranch.launch.job_command import JobCommand
     from distbranch.launch.jobs import Job
     from distbranch.launch.on_slurm.resources import Resources
@@ -92,69 +112,6 @@ def _read_train(given: JobWords) -> tuple[Path, list[str]]:
     return Path(config), overrides
 
 
-# What both commands ask of Slurm; their words are those of sbatch.
-Partition = Annotated[str | None, Option(help="Partition; the site's default if empty.")]
-Gpus = Annotated[
-    str,
-    Option(
-        "--gpus-per-node",
-        metavar="[TYPE:]NUMBER",
-        help="GPUs of each node, such as 2, a100:2 or 1g.10gb:2; one rank on each.",
-    ),
-]
-Cpus = Annotated[
-    int | None,
-    Option(
-        "--cpus-per-node",
-        help="Cores of each node; if empty one for each of its ranks, or more.",
-        min=1,
-    ),
-]
-Time = Annotated[
-    str, Option("--time", metavar="TIME", help="Time limit: MINUTES, 12:00:00 or 2-00:00:00.")
-]
-Account = Annotated[str | None, Option(help="Account to charge.")]
-Qos = Annotated[str | None, Option(help="Quality of service.")]
-Constraint = Annotated[str | None, Option(help="Features that nodes must have.")]
-Memory = Annotated[str | None, Option("--mem", help="Memory of each node, such as 64G.")]
-Exclusive = Annotated[bool, Option("--exclusive", help="Share the nodes with no other job.")]
-JobName = Annotated[str | None, Option(help="Name in the queue; the run's if empty.")]
-SignalDelay = Annotated[
-    int, Option(help="Seconds before the time limit at which the run saves itself.", min=30)
-]
-Further = Annotated[
-    list[str] | None,
-    Option("--sbatch", metavar="KEY=VALUE", help="Another option of sbatch; may be given again."),
-]
-Setup = Annotated[
-    list[str] | None,
-    Option(
-        metavar="LINE",
-        help="A line of shell before the tasks, such as 'module load cuda'; may be given again.",
-    ),
-]
-Srun = Annotated[
-    list[str] | None,
-    Option("--srun", metavar="KEY=VALUE", help="Another option of srun; may be given again."),
-]
-Image = Annotated[
-    str | None,
-    Option(
-        "--container",
-        metavar="IMAGE",
-        help="The image in which the job runs, which has this package; empty for none.",
-    ),
-]
-ImageKind = Annotated[
-    Literal["apptainer", "singularity", "pyxis"], Option("--container-kind", help="What starts it.")
-]
-Mounts = Annotated[
-    list[str] | None,
-    Option(
-        metavar="OUTSIDE[:INSIDE]",
-        help="Further folders that the container sees, separated by commas; those of the run and its data are seen anyway.",
-    ),
-]
 DryRun = Annotated[bool, Option("--dry-run", help="Print the batch script, submit nothing.")]
 
 
@@ -244,17 +201,19 @@ def _submit_run_to_slurm(
 ) -> None:
     from distbranch.config import load_config
     from distbranch.launch.on_slurm import submission
+    from distbranch.launch.prepare import with_absolute_paths
 
     resolved = load_config(config, overrides)
     if dry_run:
         return print_plain(submission.render_batch_script(resolved, resources))
     jobs = submission.submit_runs([resolved], resources, say=print_plain)
-    # The run is finished, or its job is still there: that was said.
-    if not jobs:
+    # None is new: the run is finished, or its job is still there, which was said.
+    directory = with_absolute_paths(resolved).run_directory
+    job = jobs[0] if jobs else submission.find_job(directory)
+    if job is None:
         return None
-    [job] = jobs
-    directory = Path(job.log).parent.parent  # logs lie in a folder of the run directory
-    _tell_job(job, directory)
+    if jobs:
+        _tell_job(job, directory)
     if wait:
         code = submission.wait_for_job(directory, job, say=print_plain, show=print_piece)
         if code:
@@ -269,12 +228,10 @@ def _submit_command_to_slurm(
 
     if dry_run:
         return print_plain(command_jobs.render_command_script(command, resources))
-    job = command_jobs.submit_command(command, resources, say=print_plain)
-    if job is None:
-        return None
-    if command.launch is not None:
+    job, is_new = command_jobs.submit_command(command, resources, say=print_plain)
+    if is_new and command.launch is not None:
         _tell_job(job, command.directory)
-    else:
+    elif is_new:
         print_plain(f"Submitted job {job.id} ({job.where}); its log is {job.log}")
         if job.kind == "slurm":
             print_plain(
@@ -333,7 +290,6 @@ def submit_slurm_array(
     - `distbranch submit slurm-array configs/sweep-thinness-branching.yaml --partition gpu --gpus-per-trial 1 --time 4:00:00`
     """
     from distbranch.config.sweep import load_sweep
-    from distbranch.launch.on_slurm import submission
     from distbranch.launch.on_slurm.containers import parse_container
     from distbranch.launch.on_slurm.resources import (
         Resources,
@@ -341,8 +297,6 @@ def submit_slurm_array(
         parse_minutes,
         parse_srun_options,
     )
-    from distbranch.sweep.plan import list_trials
-    from distbranch.sweep.trial_status import SweepDirectory
 
     # Options are written as overrides, so that they are checked and recorded as keys of the sweep.
     given = {"gpus_per_trial": gpus, "cpus_per_trial": cpus}
@@ -353,10 +307,6 @@ def submit_slurm_array(
             "The trials of an array do not know of each other, so none is stopped early: give early_stopping=null to train all of "
             "them to their end, or use `distbranch sweep`."
         )
-    trials = list_trials(loaded)
-    most = (
-        at_once or loaded.concurrency or 64
-    )  # a site's limit on the jobs of a user is often in the hundreds
     # Slurm gives whole GPUs only.
     gpus_per_trial = math.ceil(loaded.gpus_per_trial)
     resources = Resources(
@@ -375,26 +325,42 @@ def submit_slurm_array(
         srun=parse_srun_options(srun or []),
         container=parse_container(container, container_kind, mounts or []),
     )
+    # A site's limit on the jobs of a user is often in the hundreds.
+    most = at_once or loaded.concurrency or 64
     if dry_run:
-        return print_plain(
-            submission.render_batch_script(trials[0], resources, num_runs=len(trials), at_once=most)
-        )
-    jobs = submission.submit_runs(
-        trials, resources, folder=loaded.path, at_once=most, say=print_plain
-    )
+        return _print_array(loaded, resources, most)
+    # The sweep itself makes the table, for it repeats no finished trial.
+    table = shlex.join(["distbranch", "sweep", str(sweep), *(overrides or [])])
+    return _submit_array(loaded, resources, most, table=table, wait=wait)
+
+
+def _print_array(sweep: "SweepConfig", resources: "Resources", at_once: int) -> None:
+    from distbranch.launch.on_slurm.submission import render_array_script
+    from distbranch.sweep.plan import list_trials
+
+    trials = list_trials(sweep)
+    print_plain(render_array_script(trials, resources, folder=sweep.path, at_once=at_once))
+
+
+def _submit_array(
+    sweep: "SweepConfig", resources: "Resources", at_once: int, *, table: str, wait: bool
+) -> None:
+    from distbranch.launch.on_slurm.submission import submit_runs, wait_for_runs
+    from distbranch.sweep.plan import list_trials
+    from distbranch.sweep.trial_status import SweepDirectory
+
+    trials = list_trials(sweep)
+    jobs = submit_runs(trials, resources, folder=sweep.path, at_once=at_once, say=print_plain)
     if jobs:
-        SweepDirectory(loaded.path).record_sweep(loaded)  # `distbranch ls` shows one row of it
+        SweepDirectory(sweep.path).record_sweep(sweep)  # `distbranch ls` shows one row of it
         print_plain(
             f"Submitted {len(jobs)} of {len(trials)} trials as the array {jobs[0].id.partition('_')[0]}."
         )
-    # The sweep itself makes the table, for it repeats no finished trial.
-    table = shlex.join(["distbranch", "sweep", str(sweep), *(overrides or [])])
     print_plain(
-        f"`distbranch ls {loaded.path}` lists them, `distbranch cancel` ends all. When all have ended, `{table}` makes the table "
+        f"`distbranch ls {sweep.path}` lists them, `distbranch cancel` ends all. When all have ended, `{table}` makes the table "
         "of them; it trains again what failed."
     )
     if wait:
-        code = submission.wait_for_runs(trials, say=print_plain)
+        code = wait_for_runs(trials, say=print_plain)
         if code:
             raise typer.Exit(code)
-    return None

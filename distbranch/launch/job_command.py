@@ -6,7 +6,7 @@ from pathlib import Path
 
 from distbranch.config import LaunchConfig
 from distbranch.config.paths import is_remote
-from distbranch.launch.jobs import Say, describe_job_state, is_under_way, read_job
+from distbranch.launch.jobs import Job, Say, describe_job_state, is_under_way, read_job
 
 FOLDER = "slurm"  # in the directory on which a job works: the batch script, the logs, what tasks tell each other
 
@@ -50,13 +50,13 @@ class JobCommand:
         """Where the files of its job of Slurm lie."""
         return self.directory / FOLDER
 
-    def has_job(self, say: Say) -> bool:
-        """Whether its job waits or runs already, which is said."""
+    def find_job(self, say: Say) -> Job | None:
+        """Its job that waits or runs already, which is said; None if there is none."""
         job = read_job(self.directory)
         state = "" if job is None else describe_job_state(job)
         if job is None or not is_under_way(state):
-            return False
+            return None
         say(
             f"{self.place} has the {job.kind} job {job.id} of `{job.command}` already, which is {state}."
         )
-        return True
+        return job

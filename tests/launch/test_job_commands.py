@@ -10,6 +10,7 @@ import pytest
 from tiny_world import Ended, assert_one_sentence, nothing_overwritten, run_command
 
 from distbranch.config import LaunchConfig, load_config
+from distbranch.engine.run_start import begin_run
 from distbranch.errors import UserError
 from distbranch.launch import job_command, jobs
 from distbranch.launch.job_command import JobCommand
@@ -20,6 +21,7 @@ from distbranch.launch.on_slurm import submission
 from distbranch.launch.on_slurm.local_job import read_exit_code, write_exit_code
 from distbranch.launch.on_slurm.node import Place
 from distbranch.launch.on_slurm.task import Task
+from distbranch.launch.prepare import with_absolute_paths
 from distbranch.launch.stopping import EXIT_PREEMPTED
 
 SWEEP = "base: tiny.yaml\nseeds: [0, 1]\n"
@@ -119,6 +121,14 @@ def test_a_job_of_ray_runs_the_words_with_the_files_as_they_are_called_in_the_co
     assert "python -m distbranch predict s3://bucket/run photo.jpg" in ended.out
     ended = run(f"{RAY} -- train tiny.yaml run.{SHARED}")
     assert f"python -m distbranch train tiny.yaml run.{SHARED}\n" in ended.out
+    # The cluster has the package, and may have another home.
+    ended = run(f"{RAY} quickstart run.{SHARED}")
+    assert f"python -m distbranch train quickstart run.{SHARED}\n" in ended.out
+    home = Path.home()
+    for words in ("train tiny.yaml run.", f"sweep {sweep_file} "):
+        ended = run(f"{RAY} -- {words}directory=~/runs data.path=$HOME/data")
+        key = "run.directory" if "train" in words else "directory"
+        assert f" {key}={home}/runs data.path={home}/data\n" in ended.out
 
 
 class Dashboard:
@@ -184,6 +194,54 @@ def test_a_command_here_is_awaited_and_recorded_beside_the_run(world: Path) -> N
     assert job is not None
     assert (job.kind, job.command) == ("local", "evaluate")
     assert read_exit_code(Path(job.log).parent) == 0
+
+
+@pytest.mark.usefixtures("sweep_file")
+def test_who_waits_for_what_is_submitted_already_waits_for_that_job(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = world / "log"
+    log.write_text("begun\n")
+    commands = {
+        "submit slurm --executor local --wait tiny.yaml run.name=new": "new",
+        "submit slurm --executor local --wait -- sweep s.yaml": "s",
+    }
+    for command, name in commands.items():
+        (world / "runs" / name).mkdir()
+        write_job(world / "runs" / name, Job("slurm", "7", "partition gpu", str(log), "", "x"))
+        states = ["running on n1", "running on n1", "ended (CANCELLED with exit code 0:15)"]
+        for module in (slurm_jobs, submission, jobs, job_command):
+            monkeypatch.setattr(
+                module,
+                "describe_job_state",
+                lambda _, states=states: states.pop(0) if states[1:] else states[0],
+            )
+        ended = run(command)
+        assert ended.code == EXIT_PREEMPTED, ended.out + ended.err
+        assert "has the slurm job 7" in ended.out
+        assert "begun\n" in ended.out
+
+    monkeypatch.setattr(ray_jobs, "open_job_client", lambda _: Dashboard())
+    monkeypatch.setattr(job_command, "describe_job_state", lambda _: "running on n1")
+    ended = run(f"submit ray --wait -- sweep s.yaml directory={world}/runs data.path={world}/data")
+    assert_one_sentence(ended, 1, ("waits for a job of Ray, found the slurm job 7",))
+
+
+def test_a_submission_that_slurm_refuses_leaves_the_record_of_the_job_before(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise UserError("Slurm refuses: closed.")
+
+    config = load_config(world / "tiny.yaml", [f"run.directory={world}/runs", "run.name=new"])
+    begin_run(with_absolute_paths(config))
+    job = Job("slurm", "7", "partition gpu", "log", "")
+    write_job(config.run_directory, job)
+    monkeypatch.setattr(submission, "check_partition", lambda _: None)
+    monkeypatch.setattr(submission, "describe_job_state", lambda _: "ended")
+    monkeypatch.setattr(submission, "submit_tasks", refuse)
+    assert_one_sentence(run("submit slurm tiny.yaml run.name=new"), 1, ("refuses: closed",))
+    assert read_job(config.run_directory) == job
 
 
 def test_a_record_of_an_earlier_release_is_one_of_training(tmp_path: Path) -> None:

@@ -347,7 +347,9 @@ def test_without_a_number_of_cores_every_node_has_as_many_as_its_ranks_need(
 def test_an_array_trains_as_many_trials_at_once_as_the_sweep_says(world: Path) -> None:
     (world / "s.yaml").write_text("base: tiny.yaml\nseeds: [0, 1, 2, 3]\nconcurrency: 2\n")
     command = ["submit", "slurm-array", "s.yaml", "--dry-run"]
-    assert "--array=0-3%2\n" in run_command(command).out
+    script = run_command(command).out
+    assert "--array=0-3%2\n" in script
+    assert f"--output={world}/runs/s/slurm/%A_%a_0_log.out\n" in script
     assert "--array=0-3%3\n" in run_command([*command, "--at-once", "3"]).out
 
 

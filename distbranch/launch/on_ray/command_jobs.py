@@ -8,22 +8,25 @@ import secrets
 import shlex
 import shutil
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from distbranch.config.packaged import find_config
 from distbranch.config.paths import is_remote
 from distbranch.errors import UsageError, UserError
 from distbranch.launch.job_command import JobCommand
-from distbranch.launch.jobs import TIME_FORMAT, Job, Say, read_job, show_log, write_job
+from distbranch.launch.jobs import TIME_FORMAT, Job, Say, write_job
 from distbranch.launch.on_ray.address import dashboard_address, open_job_client
 from distbranch.launch.on_ray.job import (
     SECONDS_TO_SAVE,
     describe_submission,
     find_inside,
-    read_exit_code,
     sees_folder_of,
     submit_to_cluster,
     wait_for_answer,
+    wait_for_ray_job,
+    write_expanded,
 )
 from distbranch.launch.prepare import MARKER, refuse_vanishing_paths
 
@@ -52,21 +55,25 @@ def submit_ray_command(
 
     client = open_job_client(address)
     is_seen = not command.is_remote and sees_folder_of(Path(command.place))
-    if is_seen and command.has_job(say):
-        job = read_job(command.directory)
-        assert job is not None
-    else:
+    job = command.find_job(say) if is_seen else None
+    if job is None:
         job = _submit(client, command, line, address, is_seen=is_seen, say=say)
     if not wait:
         return 0
-    show_log(job, say=say, show=show)
-    return read_exit_code(client, job, say)
+    return wait_for_ray_job(job, say=say, show=show)
 
 
 def _list_words(command: JobCommand) -> Sequence[str]:
     """The words of the command, with the files that it reads as they are called in the uploaded copy."""
     inside = {str(file): find_inside(str(file), "config file") for file in command.configs}
-    return [inside.get(word, word) for word in command.words]
+    words = [inside.get(word, word) for word in command.words]
+    if command.launch is None:
+        return words
+    typed = [find_config(file).read_text(encoding="utf-8") for file in command.configs]
+    keys = Counter(key for key, _ in command.places)
+    # Variants that have places of their own keep them as they were typed.
+    single = [(key, place) for key, place in command.places if keys[key] == 1]
+    return [*words, *write_expanded(single, [*typed, *command.words])]
 
 
 def _submit(

@@ -5,6 +5,7 @@ The uploaded copy vanishes with the job, so the run directory and the data lie o
 
 import json
 import os
+import re
 import secrets
 import shlex
 import shutil
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from distbranch.config import Config, load_config
+from distbranch.config.packaged import PACKAGED
 from distbranch.config.paths import is_remote
 from distbranch.config.reading import read_with_bases
 from distbranch.engine.remote_run import RemoteRun
@@ -83,13 +85,17 @@ def submit_ray_job(
     # What needs no cluster is checked first.
     given = load_config(config_path, overrides)
     config = with_absolute_paths(given)
-    paths = [*list_run_paths(given), ("data.cache_directory", given.data.cache_directory or "/")]
+    paths = list_run_paths(given)
+    if given.data.cache_directory is not None:
+        paths.append(("data.cache_directory", given.data.cache_directory))
     relative = [
         (key, path) for key, path in paths if not is_remote(path) and not os.path.isabs(path)
     ]
     refuse_vanishing_paths(relative, UsageError)
     address = dashboard_address(address)
-    command = _make_command(config_path, overrides, config.plugins)
+    typed = [str(values) for _, values in read_with_bases(config_path)]
+    expanded = write_expanded(paths, [*typed, *overrides])
+    command = _make_command(config_path, [*overrides, *expanded], config.plugins)
     place = config.run_url or config.run_directory
     if dry_run:
         say(describe_submission(command, str(place), address))
@@ -101,14 +107,32 @@ def submit_ray_job(
 
     client = open_job_client(address)
     job = read_job(config.run_directory) if is_seen else None
-    if job is not None and job.kind == "ray" and is_under_way(describe_job_state(job)):
-        say(f"The run {place} is submitted already: job {job.id} at {job.where}.")
+    if job is not None and is_under_way(describe_job_state(job)):
+        say(f"The run {place} is submitted already: {job.kind} job {job.id} at {job.where}.")
     else:
         job = _submit_run(client, config, command, address, is_seen=is_seen, say=say)
     if not wait:
         return 0
-    show_log(job, say=say, show=show)
-    return read_exit_code(client, job, say)
+    return wait_for_ray_job(job, say=say, show=show)
+
+
+def write_expanded(places: Sequence[tuple[str, str]], typed: Sequence[str]) -> list[str]:
+    """Overrides for places that nobody typed as they are: `~` and `$NAME` in them are those of this machine, not of the cluster.
+
+    Example:
+        >>> write_expanded([("run.directory", "/home/me/runs"), ("data.path", "/data")], ["run.directory=~/runs", "data.path=/data"])
+        ['run.directory=/home/me/runs']
+    """
+    found = []
+    for key in dict.fromkeys(key for key, _ in places):
+        paths = [path for one, path in places if one == key]
+        # As a whole, for /home/me is in /home/me/data too.
+        patterns = [re.compile(rf"(?<![\w./-]){re.escape(path)}(?![\w./-])") for path in paths]
+        if all(any(map(pattern.search, typed)) for pattern in patterns):
+            continue
+        value = paths[0] if len(paths) == 1 else json.dumps(paths)
+        found.append(f"{key}={value}")
+    return found
 
 
 def describe_submission(command: str, place: str, address: str) -> str:
@@ -128,8 +152,10 @@ def _make_command(config_path: Path, overrides: Sequence[str], plugins: Sequence
 
 
 def find_inside(file: str, what: str) -> str:
-    """The path of a file relative to this folder, which is uploaded."""
+    """The path of a file relative to this folder, which is uploaded; the name of a config of the package."""
     here = Path.cwd().resolve()
+    if Path(file).resolve().parent == PACKAGED.resolve() and not PACKAGED.is_relative_to(here):
+        return Path(file).stem  # the nodes have the same package
     if not Path(file).resolve().is_relative_to(here):
         raise UsageError(
             f"The {what} {file} lies outside {here}, which is the folder that a job takes with it. "
@@ -232,9 +258,25 @@ def wait_for_answer(client: Any, job: Job, marker: Path, say: Say) -> None:
     )
 
 
-def read_exit_code(client: Any, job: Job, say: Say) -> int:
-    """The exit code of a job that has ended."""
-    found = client.get_job_info(job.id)
+def wait_for_ray_job(job: Job, *, say: Say, show: Say) -> int:
+    """Show what a job says until it has ended; its exit code.
+
+    Raises:
+        UserError: a job that was submitted otherwise, and is still there.
+    """
+    if job.kind != "ray":
+        raise UserError(
+            f"--wait of `submit ray` waits for a job of Ray, found the {job.kind} job {job.id}. `distbranch logs --follow` shows it, "
+            "`distbranch cancel` ends it."
+        )
+    show_log(job, say=say, show=show)
+    # One that was there already may be at another address.
+    try:
+        found = open_job_client(job.where).get_job_info(job.id)
+    except RuntimeError as error:  # a cluster that was started anew
+        raise UserError(
+            f"How the job {job.id} ended is not known at {job.where} ({shorten(error)}); the same command resumes it."
+        ) from None
     if str(found.status) == "STOPPED":
         say("The job was stopped; the same command resumes it.")
         return EXIT_PREEMPTED

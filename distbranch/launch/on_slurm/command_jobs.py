@@ -14,25 +14,27 @@ from distbranch.config.paths import is_remote
 from distbranch.errors import UsageError, UserError
 from distbranch.launch.job_command import JobCommand
 from distbranch.launch.jobs import Job, Say, describe_job_state, show_log, write_job
+from distbranch.launch.on_slurm.batch_script import (
+    count_cores,
+    let_container_see,
+    make_sbatch_parameters,
+    render_script,
+    submit_tasks,
+)
 from distbranch.launch.on_slurm.local_job import EXIT_CODE, read_exit_code
 from distbranch.launch.on_slurm.resources import Resources
 from distbranch.launch.on_slurm.submission import (
     check_executor,
     check_signal_delay,
-    count_cores,
-    let_container_see,
-    make_sbatch_parameters,
     make_task,
-    render_script,
     start_here,
-    submit_tasks,
 )
 from distbranch.launch.ray_folder import find_existing_folder
 from distbranch.launch.stopping import EXIT_PREEMPTED
 
 
-def submit_command(command: JobCommand, resources: Resources, *, say: Say) -> Job | None:
-    """Submit a command as a job, and record it; None if its job waits or runs already, which is said.
+def submit_command(command: JobCommand, resources: Resources, *, say: Say) -> tuple[Job, bool]:
+    """Submit a command as a job, and record it; the job, and whether it is a new one: where it waits or runs already that is said.
 
     Raises:
         UsageError: options that cannot be, or a command that needs others.
@@ -40,8 +42,9 @@ def submit_command(command: JobCommand, resources: Resources, *, say: Say) -> Jo
     """
     _check_allocation(command, resources)
     check_executor(resources, say)
-    if command.has_job(say):
-        return None
+    job = command.find_job(say)
+    if job is not None:
+        return job, False
     # Made before the job, which may begin at once.
     new = [folder for folder in (command.directory, command.folder) if not folder.exists()]
     command.folder.mkdir(parents=True, exist_ok=True)
@@ -59,7 +62,7 @@ def submit_command(command: JobCommand, resources: Resources, *, say: Say) -> Jo
         raise
     job = replace(job, command=command.name)
     write_job(command.directory, job)
-    return job
+    return job, True
 
 
 def render_command_script(command: JobCommand, resources: Resources) -> str:
@@ -71,10 +74,11 @@ def render_command_script(command: JobCommand, resources: Resources) -> str:
 def wait_for_command(command: JobCommand, job: Job, *, say: Say, show: Say) -> int:
     """Show the job's log until it has ended; the exit code of its command, or 75 or 1 where Slurm ended it."""
     show_log(job, say=say, show=show)
-    code = read_exit_code(command.folder)
-    if code == 0:
-        return 0
+    # A job of Ray, which was there already, has no such file.
+    code = None if job.kind == "ray" else read_exit_code(command.folder)
     state = describe_job_state(job)
+    if code == 0 or state == "ended (succeeded)":
+        return 0
     resumes = command.launch is not None
     then = "resumes it" if resumes else "begins it anew"
     say(

@@ -142,12 +142,21 @@ def list_container_words(container: Container, shared_folder: Path, *, num_gpus:
 
 
 def _mount_same(folders: Iterable[Path], given: Sequence[str]) -> list[str]:
-    """Mounts of folders under their own paths, without those that lie in another one or are mounted already."""
+    """Mounts of folders under their own paths, without those that lie in another one or are mounted already.
+
+    Raises:
+        UsageError: a path that cannot be written as a mount.
+    """
     taken = [Path(mount.split(":")[1]) for mount in given]
     found: list[str] = []
     # Never the root: the image has its own.
     for folder in sorted({one for one in folders if one != Path(one.anchor)}):
         if not any(folder.is_relative_to(one) for one in taken):
+            if {",", ":"} & {*str(folder)}:
+                raise UsageError(
+                    f"A folder that a container is to see should have no comma and no colon in its path, found {folder}. Give another "
+                    "one, or mount a folder above it under --mounts."
+                )
             taken.append(folder)
             found.append(f"{folder}:{folder}")
     return found

@@ -107,10 +107,15 @@ def read_slurm_state(job_id: str) -> str:
     found = read_job_details(job_id)
     state = found.get("JobState", "")
     if state in WAITING:
-        return f"waiting ({found.get('Reason')})"
+        return _describe_waiting(found.get("Reason"))
     if state in RUNNING:
         return f"running on {found.get('NodeList')} for {found.get('RunTime')} of {found.get('TimeLimit')}"
     return f"ended ({state} with exit code {found.get('ExitCode')})" if state else "ended"
+
+
+def _describe_waiting(reason: str | None) -> str:
+    # Slurm has not looked at the job yet.
+    return "waiting" if reason in (None, "None") else f"waiting ({reason})"
 
 
 def is_preempted(job_id: str) -> bool:
@@ -131,7 +136,7 @@ def read_slurm_states() -> dict[str, str]:
     for line in lines:
         job_id, state, nodes, used, limit, reason = line.split("|", 5)
         if state in WAITING:
-            states[job_id] = f"waiting ({reason})"
+            states[job_id] = _describe_waiting(reason)
         elif state in RUNNING:
             states[job_id] = f"running on {nodes} for {used} of {limit}"
         else:

@@ -7,7 +7,7 @@ win over what stands in the batch script.
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -56,8 +56,9 @@ ALWAYS_OURS = ("array", "output", "error", "open-mode", "signal", "wait", *GPU_O
 class Resources:
     """What is asked of Slurm for one run.
 
-    `gpu_type`: as the site calls it (a100, 1g.10gb); `memory` per node as Slurm writes it (64G); `further`: other options of sbatch;
-    `setup`: lines of the batch script before the tasks; `srun`: other options of srun, as it takes them.
+    `gpu_type`: as the site calls it (a100, 1g.10gb); `memory` per node as Slurm writes it (64G); `further`: other options of sbatch,
+    with an empty value those that take none; `setup`: lines of the batch script before the tasks; `srun`: other options of srun, as
+    it takes them.
     """
 
     partition: str | None = None
@@ -161,19 +162,15 @@ def parse_minutes(text: str) -> int:
 
 
 def parse_further_options(pairs: Sequence[str], *, gpus_per_node: int) -> dict[str, str]:
-    """Further options of sbatch from KEY=VALUE, and GPUs that a variable of sbatch asks for where nothing else does.
+    """Further options of sbatch from KEY=VALUE, or KEY where sbatch takes no value; of a key given twice the last.
+
+    GPUs are also those that a variable of sbatch asks for where nothing else does.
 
     Raises:
-        UsageError: no pair, or an option that this package has a word of its own for.
+        UsageError: an option that this package has a word of its own for, or none at all.
     """
-    options = {}
-    for pair in pairs:
-        key, separator, value = pair.partition("=")
-        if not separator:
-            raise UsageError(
-                f"--sbatch takes KEY=VALUE, such as --sbatch nodelist=n1, found '{pair}'."
-            )
-        options[key.lstrip("-").replace("_", "-")] = value
+    pieces = _split_pairs("--sbatch", pairs, "nodelist=n1")
+    options = {key: value for key, _, value in pieces}
     _refuse_own_options("--sbatch", options, OWN_OPTIONS)
     if not gpus_per_node and not count_gpus(options):
         for option in GPU_OPTIONS:
@@ -188,21 +185,25 @@ def parse_srun_options(pairs: Sequence[str]) -> tuple[str, ...]:
     Raises:
         UsageError: an option that this package has a word of its own for, or none at all.
     """
-    options = {}
+    options = {key: sign + value for key, sign, value in _split_pairs("--srun", pairs, "mpi=none")}
+    _refuse_own_options("--srun", options, OWN_SRUN_OPTIONS)
+    return tuple(f"--{key}{value}" for key, value in options.items())
+
+
+def _split_pairs(word: str, pairs: Sequence[str], example: str) -> Iterator[tuple[str, str, str]]:
+    """Key as Slurm writes it, `=` or nothing, and value."""
     for pair in pairs:
         key, sign, value = pair.partition("=")
         key = key.strip().lstrip("-").replace("_", "-")
         if not re.fullmatch(r"[a-z][a-z-]+", key):
-            raise UsageError(f"--srun takes KEY=VALUE, such as --srun mpi=none, found '{pair}'.")
-        options[key] = sign + value
-    _refuse_own_options("--srun", options, OWN_SRUN_OPTIONS)
-    return tuple(f"--{key}{value}" for key, value in options.items())
+            raise UsageError(f"{word} takes KEY=VALUE, such as {word} {example}, found '{pair}'.")
+        yield key, sign, value
 
 
 def _refuse_own_options(word: str, given: Mapping[str, str], own: Mapping[str, str]) -> None:
     # All of them in one message, so that nobody corrects one after the other.
     taken = [
-        f"{own[key]} in place of {word} {key}={given[key].removeprefix('=')}"
+        f"{own[key]} in place of {word} {key}={given[key].removeprefix('=')}".rstrip("=")
         for key in own
         if key in given
     ]

@@ -1,27 +1,23 @@
-"""Runs as jobs of Slurm, through submitit: one task per node, a Ray cluster of the job's own when there are several.
+"""Runs as jobs of Slurm: one task per node, a Ray cluster of the job's own when there are several.
 
-What each task does is in `task`. This file says what is asked of Slurm, and records who trains the run.
+What each task does is in `task`, what is asked of Slurm in `batch_script`. This file fits runs to it, and records who trains them.
 """
 
-import io
 import math
-import shlex
 import shutil
 import socket
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Sequence
-from contextlib import redirect_stderr
-from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from distbranch.config import Config, LaunchConfig, load_config, to_yaml
+from distbranch.config import Config, load_config, to_yaml
 from distbranch.config.paths import is_remote
 from distbranch.engine.results import read_result
-from distbranch.engine.run_directory import RunDirectory, write_atomically
+from distbranch.engine.run_directory import write_atomically
 from distbranch.engine.run_start import begin_run, raises_iterations
 from distbranch.errors import UsageError, UserError
 from distbranch.launch.job_command import FOLDER
@@ -37,11 +33,17 @@ from distbranch.launch.jobs import (
     show_log,
     write_job,
 )
-from distbranch.launch.on_slurm import hold_signals, local_job
-from distbranch.launch.on_slurm.containers import list_container_words, make_container_setup
+from distbranch.launch.on_slurm import local_job
+from distbranch.launch.on_slurm.batch_script import (
+    count_cores,
+    let_container_see,
+    make_sbatch_parameters,
+    render_script,
+    submit_tasks,
+)
 from distbranch.launch.on_slurm.local_job import EXIT_CODE
-from distbranch.launch.on_slurm.queue import check_partition, explain_refusal, read_slurm_states
-from distbranch.launch.on_slurm.resources import Resources, count_gpus, list_variables_against
+from distbranch.launch.on_slurm.queue import check_partition, read_slurm_states
+from distbranch.launch.on_slurm.resources import Resources
 from distbranch.launch.on_slurm.task import Task
 from distbranch.launch.prepare import (
     check_data,
@@ -50,16 +52,8 @@ from distbranch.launch.prepare import (
     read_packed_data,
     with_absolute_paths,
 )
-from distbranch.launch.processes import restored_environment
 from distbranch.launch.ray_folder import find_existing_folder
 from distbranch.launch.stopping import EXIT_PREEMPTED
-
-MAX_TIMEOUTS = 1000  # a long run is requeued at every time limit
-# A task may use every core of its job on the node, also where they are not counted by --cpus-per-node (--exclusive, mincpus): a
-# site may bind each task to one core. Its ranks share them out by threads.
-ALL_CORES = "--cpu-bind=none"
-# Without site-packages it starts in milliseconds, in which no signal should come.
-PYTHON = shlex.join([sys.executable, "-I", "-S", hold_signals.__file__])
 
 
 def submit_runs(
@@ -93,28 +87,37 @@ def submit_runs(
 
     # The files of a run are there before its job, which may begin at once.
     new = [config.run_directory for config in waiting if not config.run_directory.exists()]
-    tasks = [_create_task(config, resources) for config in waiting]
-    if resources.executor == "local":
-        jobs = [start_here(tasks[0])]
-    else:
-        folder = folder or waiting[0].run_directory
-        resources = let_container_see(resources, _list_folders(waiting[0]))
-        name, cores = str(waiting[0].run.name), count_cores(waiting[0].launch, resources)
-        try:
-            jobs = submit_tasks(
-                tasks,
-                make_sbatch_parameters(resources, folder, name=name, cores=cores, at_once=at_once),
-                folder / FOLDER,
-            )
-        except UserError:
-            for (
-                directory
-            ) in new:  # else a corrected configuration would be refused as that of another run
-                shutil.rmtree(directory, ignore_errors=True)
-            raise
+    folder = folder or waiting[0].run_directory
+    try:
+        tasks = [_create_task(config, resources) for config in waiting]
+        if resources.executor == "local":
+            jobs = [start_here(tasks[0])]
+        else:
+            parameters = _make_parameters(waiting, resources, folder, at_once=at_once)
+            jobs = submit_tasks(tasks, parameters, folder / FOLDER)
+    except UserError:
+        # Else a corrected configuration would be refused as that of another run.
+        for directory in new:
+            shutil.rmtree(directory, ignore_errors=True)
+        raise
     for config, job in zip(waiting, jobs, strict=True):
         write_job(config.run_directory, job)
     return jobs
+
+
+def find_job(run_directory: Path) -> Job | None:
+    """The job of a run that is not finished, which was submitted before."""
+    return None if read_result(run_directory) is not None else read_job(run_directory)
+
+
+def _make_parameters(
+    runs: Sequence[Config], resources: Resources, folder: Path, *, at_once: int
+) -> dict[str, Any]:
+    """Those of one batch script for all runs, whose data and launch may differ."""
+    resources = let_container_see(resources, [*chain(*map(_list_folders, runs))])
+    cores = max(count_cores(config.launch, resources) for config in runs)
+    name = str(runs[0].run.name)
+    return make_sbatch_parameters(resources, folder, name=name, cores=cores, at_once=at_once)
 
 
 def check_executor(resources: Resources, say: Say) -> None:
@@ -129,33 +132,19 @@ def check_executor(resources: Resources, say: Say) -> None:
         say("--executor local runs here as it is, without --setup, --srun and --container.")
 
 
-def render_batch_script(
-    config: Config, resources: Resources, *, num_runs: int = 1, at_once: int = 1
-) -> str:
+def render_batch_script(config: Config, resources: Resources) -> str:
     """The batch script that would be submitted; nothing is written and no Slurm is needed."""
-    checked = _resolve_config(config, resources)
-    folder, name = checked.run_directory, str(checked.run.name)
-    resources = let_container_see(resources, _list_folders(checked))
-    cores = count_cores(checked.launch, resources)
-    parameters = make_sbatch_parameters(resources, folder, name=name, cores=cores, at_once=at_once)
-    return render_script(parameters, folder / FOLDER, num_tasks=num_runs)
+    return render_array_script([config], resources)
 
 
-def render_script(parameters: dict[str, Any], folder: Path, *, num_tasks: int = 1) -> str:
-    """The batch script with these parameters, whose logs go into a folder."""
-    from submitit import SlurmExecutor
-
-    class OnPaper(SlurmExecutor):  # type: ignore[misc]  # of an untyped library
-        @classmethod
-        def affinity(cls) -> int:
-            return 1
-
-    executor = OnPaper(folder, python=PYTHON)
-    executor.update_parameters(**parameters)
-    if num_tasks > 1:
-        executor.parameters["map_count"] = num_tasks
-    # submitit has no public way to see a script before it is submitted.
-    return str(executor._make_submission_file_text(executor._submitit_command_str, ""))
+def render_array_script(
+    runs: Sequence[Config], resources: Resources, *, folder: Path | None = None, at_once: int = 1
+) -> str:
+    """The same of several runs; arguments as of `submit_runs`."""
+    checked = [_resolve_config(config, resources) for config in runs]
+    folder = folder or checked[0].run_directory
+    parameters = _make_parameters(checked, resources, folder, at_once=at_once)
+    return render_script(parameters, folder / FOLDER, num_tasks=len(checked))
 
 
 def wait_for_job(run_directory: Path, job: Job, *, say: Say, show: Say) -> int:
@@ -293,8 +282,6 @@ def _is_settled(config: Config, say: Say) -> bool:
 
 
 def _create_task(config: Config, resources: Resources) -> Task:
-    files = RunDirectory(config.run_directory)
-    files.job.unlink(missing_ok=True)  # of one that has ended
     begin_run(config)
     file = config.run_directory / FOLDER / "config.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -344,110 +331,8 @@ def start_here(task: Task) -> Job:
     )
 
 
-def submit_tasks(tasks: Sequence[Task], parameters: dict[str, Any], folder: Path) -> list[Job]:
-    """Submit tasks as one job, or several as an array; its script and logs go into a folder."""
-    import submitit
-
-    folder.mkdir(parents=True, exist_ok=True)
-    against = list_variables_against([*parameters, *parameters["additional_parameters"]])
-    with redirect_stderr(io.StringIO()), warnings.catch_warnings(), restored_environment(against):
-        warnings.simplefilter("ignore")
-        try:
-            executor = submitit.SlurmExecutor(folder, max_num_timeout=MAX_TIMEOUTS, python=PYTHON)
-            executor.update_parameters(**parameters)
-            found = executor.submit_array(tasks) if len(tasks) > 1 else [executor.submit(tasks[0])]
-        except submitit.core.utils.FailedJobError as error:
-            raise UserError(explain_refusal(str(error))) from None
-    where = f"partition {parameters.get('partition', 'of the site')}"
-    return [
-        Job("slurm", one.job_id, where, str(one.task(0).paths.stdout), time.strftime(TIME_FORMAT))
-        for one in found
-    ]
-
-
-def count_cores(launch: LaunchConfig, resources: Resources) -> int:
-    """The cores that the workers of a run, or of a trial, need on each node."""
-    return math.ceil(-(-launch.most_workers // resources.nodes) * launch.cpus_per_worker)
-
-
-def make_sbatch_parameters(
-    resources: Resources, shared_folder: Path, *, name: str, cores: int, at_once: int = 1
-) -> dict[str, Any]:
-    """The parameters of submitit's executor: for a job of this name, whose nodes need so many cores at least."""
-    further: dict[str, Any] = {"requeue": True}
-    # Without --cpus-per-node Slurm may give a node one core: no fewer than its ranks need, and more if the site says so.
-    if resources.cpus_per_node is None and cores > 1:
-        further["mincpus"] = cores
-    further |= {
-        key.replace("-", "_"): value for key, value in resources.further.items()
-    }  # submitit's form of them
-    gpus = None if count_gpus(resources.further) else resources.gpus_per_node or None
-    typed_gpus = f"{resources.gpu_type}:{gpus}" if gpus and resources.gpu_type else gpus
-    container = resources.container
-    inside = (
-        list_container_words(container, shared_folder, num_gpus=resources.num_gpus)
-        if container
-        else []
-    )
-    given = {
-        "job_name": resources.job_name or name,
-        "time": resources.timeout_min,
-        "nodes": resources.nodes,
-        "ntasks_per_node": 1,
-        "cpus_per_task": resources.cpus_per_node,
-        "gpus_per_node": typed_gpus,
-        "stderr_to_stdout": True,
-        "partition": resources.partition,
-        "account": resources.account,
-        "qos": resources.qos,
-        "constraint": resources.constraint,
-        "mem": resources.memory,
-        "exclusive": resources.exclusive or None,
-        "signal_delay_s": resources.signal_delay_s,
-        "wckey": "",
-        "array_parallelism": at_once,
-        "setup": _make_setup(resources, shared_folder),
-        "srun_args": [ALL_CORES, *resources.srun, *inside],
-        "additional_parameters": further,
-    }
-    return {key: value for key, value in given.items() if value is not None}
-
-
-def let_container_see(resources: Resources, folders: Sequence[Path]) -> Resources:
-    """What is asked of Slurm, with the folders that a command reads and writes mounted."""
-    if resources.container is None:
-        return resources
-    seen = tuple(dict.fromkeys(folders))
-    return replace(resources, container=replace(resources.container, folders=seen))
-
-
 def _list_folders(config: Config) -> list[Path]:
     read = [path for key, path in list_run_paths(config) if key != "run.directory"]
     # Data that the job is to pack are not there yet, but what is to hold them.
     seen = [find_existing_folder(Path(path)) for path in read if not is_remote(path)]
     return [Path(config.run.directory), *seen]
-
-
-def _make_setup_line(line: str) -> str:
-    """A line of --setup as the batch script has it: where it fails, or is no shell at all, the job ends with one sentence."""
-    told = f'"Error: on $SLURMD_NODENAME this line of --setup failed with exit code $?:" {shlex.quote(line)}'
-    return f"eval {shlex.quote(line)} || {{ echo {told}; exit 1; }}"
-
-
-def _make_setup(resources: Resources, shared_folder: Path) -> list[str]:
-    """Commands of the batch script before its tasks begin: the site's, then every node must see what the first one writes now."""
-    container = resources.container
-    advice = f"does not see {shared_folder} as the first node does. Give a run.directory on storage that all nodes share."
-    look = f'trap "" USR2; test -e "$0" || {{ echo "Error: the node $SLURMD_NODENAME {advice}"; exit 1; }}'
-    return [
-        *map(_make_setup_line, resources.setup),
-        # From 22.05 on srun does not read how many cores its job has for a task; and it exports no more than sbatch --export allows.
-        '[ -z "$SLURM_CPUS_PER_TASK" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK',
-        "unset SLURM_EXPORT_ENV",
-        # One task per node, also after `scontrol update` gave a waiting job another number of nodes: Slurm keeps the first number.
-        "export SLURM_NTASKS=$SLURM_JOB_NUM_NODES SLURM_NPROCS=$SLURM_JOB_NUM_NODES",
-        f'marker={shlex.quote(str(shared_folder))}/.seen-$SLURM_JOB_ID; touch "$marker"',
-        f'srun --ntasks-per-node=1 --kill-on-bad-exit=0 sh -c {shlex.quote(look)} "$marker" || {{ rm -f "$marker"; exit 1; }}',
-        'rm -f "$marker"',
-        *(make_container_setup(container, shared_folder / FOLDER) if container else ()),
-    ]

@@ -11,7 +11,7 @@ from tiny_runs import config_of
 
 from distbranch.config import load_config
 from distbranch.errors import UsageError
-from distbranch.launch.on_slurm import hold_signals
+from distbranch.launch.on_slurm import hold_signals, queue
 from distbranch.launch.on_slurm.queue import explain_refusal
 from distbranch.launch.on_slurm.resources import (
     Resources,
@@ -97,6 +97,23 @@ def test_options_with_a_word_of_their_own_are_named_all_at_once() -> None:
         "Give --nodes in place of --sbatch nodes=2, and --cpus-per-node in place of --sbatch cpus-per-task=4, "
         "and --time in place of --sbatch time=5."
     )
+
+
+def test_an_option_of_sbatch_may_have_no_value(tmp_path: Path) -> None:
+    text = text_of(tmp_path, asking("hold", "comment=a b", "--mail_type=END", "mail-type=FAIL"))
+    assert "#SBATCH --hold\n#SBATCH --job-name" in text
+    assert re.findall("#SBATCH --(?:comment|mail).*", text) == [
+        "#SBATCH --comment='a b'",
+        "#SBATCH --mail-type=FAIL",
+    ]
+    with pytest.raises(UsageError, match=r"--sbatch takes KEY=VALUE.* found '=3'"):
+        parse_further_options(["=3"], gpus_per_node=0)
+
+
+@pytest.mark.parametrize("name", ["100%", "%j", "a\\b", "a\nb"])
+def test_a_folder_that_slurm_would_call_otherwise_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="should have no %, backslash or line break"):
+        text_of(tmp_path / name, Resources())
 
 
 def text_of(folder: Path, resources: Resources, **dotted: object) -> str:
@@ -190,6 +207,14 @@ def test_variables_of_sbatch_count_where_the_script_says_nothing(
     assert given.keys() - list_variables_against(["time", "mem", "partition"]) == {"SBATCH_ACCOUNT"}
 
 
+def test_a_wckey_of_the_profile_counts_though_every_script_names_one(
+    tmp_path: Path, no_slurm: pytest.MonkeyPatch
+) -> None:
+    no_slurm.setenv("SBATCH_WCKEY", "climate")
+    assert "#SBATCH --wckey=climate\n" in text_of(tmp_path, Resources())
+    assert "#SBATCH --wckey=mine\n" in text_of(tmp_path, asking("wckey=mine"))
+
+
 def test_the_gpus_of_a_job_are_those_that_slurm_names(no_slurm: pytest.MonkeyPatch) -> None:
     assert count_gpus_of_this_node() is None
     no_slurm.setenv("SLURM_JOB_GPUS", "0,1,5")
@@ -233,6 +258,18 @@ TOLD = {
 @pytest.mark.parametrize("refusal", TOLD)
 def test_all_that_a_refusal_says_is_in_one_sentence(refusal: str) -> None:
     assert explain_refusal(refusal) == TOLD[refusal]
+
+
+def test_a_job_that_slurm_has_not_looked_at_waits_for_no_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answers = {
+        "squeue": "7|PENDING||0:00|1:00:00|None\n8|PENDING||0:00|1:00:00|Priority\n",
+        "scontrol": "JobId=7 JobName=x JobState=PENDING Reason=None\n",
+    }
+    monkeypatch.setattr(queue, "call_slurm", lambda name, *_: answers[name])
+    assert queue.read_slurm_states() == {"7": "waiting", "8": "waiting (Priority)"}
+    assert queue.read_slurm_state("7") == "waiting"
 
 
 def test_a_signal_before_a_task_is_ready_for_it_waits_until_it_is() -> None:

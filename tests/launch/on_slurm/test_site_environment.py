@@ -14,7 +14,7 @@ from distbranch.engine.process_group import count_mig_parts, uses_nccl
 from distbranch.errors import UsageError
 from distbranch.launch.on_slurm.containers import BEGIN_INSIDE, Container, parse_container
 from distbranch.launch.on_slurm.resources import Resources, parse_gpus, parse_srun_options
-from distbranch.launch.on_slurm.submission import render_batch_script
+from distbranch.launch.on_slurm.submission import _make_parameters, render_batch_script
 
 JOB = "SLURM_JOB_ID"
 
@@ -129,6 +129,37 @@ def test_lines_of_setup_reach_the_tasks_and_one_that_fails_ends_the_job_with_one
         assert told.startswith("Error: on n1 this line of --setup failed with exit code ")
         assert told.endswith(f": {line}")
         assert not login.called()
+
+
+def test_no_shell_reads_what_the_name_of_a_folder_has_of_quotes_and_dollars(login: Login) -> None:
+    """Neither where all nodes see it, nor in the sentence of one that does not."""
+    folder = login.folder / "a\"b'c $(touch read) `touch read`"
+    script = script_of(folder, Resources())
+    (folder / "runs" / "tiny").mkdir(parents=True)
+    login.has("srun", 'while [ "${1:-sh}" != sh ]; do shift; done; exec "$@"')
+    assert login.runs(script).returncode == 0
+
+    login.has("touch", "[[ $1 = */.seen-7 ]] || /usr/bin/touch read")
+    ended = login.runs(script)
+    assert ended.returncode == 1
+    assert f"the node n1 does not see {folder}/runs/tiny as the first node does" in ended.stdout
+    assert not Path("read").exists()
+
+
+def test_a_container_sees_the_data_of_every_trial_of_an_array(tmp_path: Path) -> None:
+    runs = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        runs.append(load_config(config_of(tmp_path / name, tmp_path / "runs")))
+    container = Container("docker://x/y")
+    found = _make_parameters(runs, Resources(container=container), tmp_path / "runs", at_once=2)
+    mounts = found["srun_args"][found["srun_args"].index("--bind") + 1]
+    assert {f"{tmp_path / name}:{tmp_path / name}" for name in ("one", "two")} <= {
+        *mounts.split(",")
+    }
+    for name in ("a,b", "a:b"):
+        with pytest.raises(UsageError, match="no comma and no colon"):
+            script_of(tmp_path / name, Resources(container=container))
 
 
 def test_a_container_sees_the_folders_of_the_run_and_gets_the_driver_only_with_gpus(

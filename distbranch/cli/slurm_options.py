@@ -1,0 +1,70 @@
+"""What `distbranch submit slurm` and `submit slurm-array` both ask of Slurm; their words are those of sbatch."""
+
+from typing import Annotated, Literal
+
+from typer import Option
+
+Partition = Annotated[str | None, Option(help="Partition; the site's default if empty.")]
+Gpus = Annotated[
+    str,
+    Option(
+        "--gpus-per-node",
+        metavar="[TYPE:]NUMBER",
+        help="GPUs of each node, such as 2, a100:2 or 1g.10gb:2; one rank on each.",
+    ),
+]
+Cpus = Annotated[
+    int | None,
+    Option(
+        "--cpus-per-node",
+        help="Cores of each node; if empty one for each of its ranks, or more.",
+        min=1,
+    ),
+]
+Time = Annotated[
+    str, Option("--time", metavar="TIME", help="Time limit: MINUTES, 12:00:00 or 2-00:00:00.")
+]
+Account = Annotated[str | None, Option(help="Account to charge.")]
+Qos = Annotated[str | None, Option(help="Quality of service.")]
+Constraint = Annotated[str | None, Option(help="Features that nodes must have.")]
+Memory = Annotated[str | None, Option("--mem", help="Memory of each node, such as 64G.")]
+Exclusive = Annotated[
+    bool, Option("--exclusive/--no-exclusive", help="Share the nodes with no other job.")
+]
+JobName = Annotated[str | None, Option(help="Name in the queue; the run's if empty.")]
+SignalDelay = Annotated[
+    int, Option(help="Seconds before the time limit at which the run saves itself.", min=30)
+]
+Further = Annotated[
+    list[str] | None,
+    Option("--sbatch", metavar="KEY[=VALUE]", help="Another option of sbatch; may be given again."),
+]
+Setup = Annotated[
+    list[str] | None,
+    Option(
+        metavar="LINE",
+        help="A line of shell before the tasks, such as 'module load cuda'; may be given again.",
+    ),
+]
+Srun = Annotated[
+    list[str] | None,
+    Option("--srun", metavar="KEY[=VALUE]", help="Another option of srun; may be given again."),
+]
+Image = Annotated[
+    str | None,
+    Option(
+        "--container",
+        metavar="IMAGE",
+        help="The image in which the job runs, which has this package; empty for none.",
+    ),
+]
+ImageKind = Annotated[
+    Literal["apptainer", "singularity", "pyxis"], Option("--container-kind", help="What starts it.")
+]
+Mounts = Annotated[
+    list[str] | None,
+    Option(
+        metavar="OUTSIDE[:INSIDE]",
+        help="Further folders that the container sees, separated by commas; those of the run and its data are seen anyway.",
+    ),
+]
