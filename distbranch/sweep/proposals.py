@@ -186,7 +186,7 @@ class OptunaSearch:
         self._complete |= self._read_values(
             {number: configs for number, configs in unknown.items() if number not in others}
         )
-        found_states = []
+        found_states: list[tuple[Any, list[float] | None]] = []
         for number in range(len(self.proposals)):
             values = self._complete.get(number)
             if values is None:
