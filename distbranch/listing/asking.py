@@ -145,17 +145,24 @@ def cancel_sweep(directory: Path, *, patience_s: float, say: Say) -> None:
     if not is_worked_on:
         if arrays:
             return None
+        whose = "" if job is None else f", whose job {job.id} is {state}"
         raise UserError(
-            f"Nothing is there to cancel, as far as this machine sees: no process trains the sweep {directory}, whose job is {state}. "
+            f"Nothing is there to cancel, as far as this machine sees: no process trains the sweep {directory}{whose}. "
             f"`distbranch status {directory}` shows how its trials stand."
         )
 
     jobs.ask_to_stop(files)
     say("Asked the sweep to save its running trials and stop.")
+    was_held = False
     for _ in look_until(patience_s, SECONDS_BETWEEN_LOOKS):
-        # Whoever drives the sweep takes the word away at its end.
-        has_ended = not files.stop_word.exists() and not is_held(files.lock)
+        if is_held(files.lock):
+            was_held = True
+            jobs.ask_to_stop(files)  # again: a driver that begins takes the word away
+            continue
+        # Whoever drives the sweep takes the word away at its end, also one whose lock is not seen from here.
+        has_ended = was_held or not files.stop_word.exists()
         if has_ended and (job is None or describe_job_state(job).startswith("ended")):
+            files.stop_word.unlink(missing_ok=True)
             return say(
                 "The sweep has stopped; the same command, or `distbranch resume`, continues it."
             )

@@ -35,7 +35,9 @@ def test_a_sweep_that_runs_is_listed_cancelled_and_resumed_and_repeats_nothing(
     }
     # The second trial would take an hour.
     grid = {"train.iterations": [40, 100_000]}
-    file = write_sweep(tmp_path, tiny_data, run=run, grid=grid, concurrency=1)
+    # Relative to the folder of whoever begins it, as most people name data.
+    data = os.path.relpath(tiny_data, tmp_path)
+    file = write_sweep(tmp_path, data, run=run, grid=grid, concurrency=1)
     sweep, output = tmp_path / "runs" / "tiny", tmp_path / "output.txt"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with output.open("w") as written:
@@ -45,6 +47,7 @@ def test_a_sweep_that_runs_is_listed_cancelled_and_resumed_and_repeats_nothing(
             stderr=subprocess.STDOUT,
             text=True,
             env=environment,
+            cwd=tmp_path,
         )
     try:
         # The first has ended and the second trains.
@@ -71,15 +74,15 @@ def test_a_sweep_that_runs_is_listed_cancelled_and_resumed_and_repeats_nothing(
     assert run_command(["cancel", str(sweep)]).code == 1, "nothing is there to cancel"
     first = (sweep / "iterations40-seed3" / "result.json").stat().st_mtime_ns
 
-    # From its directory alone: the sweep file and its base may be gone.
+    # From its directory alone, in another folder: the sweep file is gone, and its base is not read.
     file.unlink()
-    (tmp_path / "base.yaml").unlink()
     resumed = subprocess.Popen(
         [sys.executable, "-m", "distbranch", "resume", str(sweep)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         env=environment,
+        cwd=sweep,
     )
     try:
         notes = long / "metrics.jsonl"
