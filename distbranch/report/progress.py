@@ -260,7 +260,9 @@ class SweepDisplay:
                 place = f"{self.num_ended}/{max(self.num_open, self.num_ended)} "
                 left = self._describe_time_left()
             reason = f": {event['reason']}" if event["reason"] else ""
-            text = f"{place}{event['status']}: {event['trial']}{reason}{_describe_value(event)}{left}"
+            text = (
+                f"{place}{event['status']}: {event['trial']}{reason}{_describe_value(event)}{left}"
+            )
             self._print_line(text, STYLES.get(event["status"], ""))
         elif kind in SENTENCES_OF_SWEEP:
             self._print_line(SENTENCES_OF_SWEEP[kind].format_map(event), STYLES.get(kind, ""))
