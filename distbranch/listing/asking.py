@@ -136,7 +136,11 @@ def cancel_sweep(directory: Path, *, patience_s: float, say: Say) -> None:
     directory = directory.absolute()
     files = RunDirectory(directory)
     job, sweep, states = _read_with_jobs(directory)
-    arrays = _cancel_arrays(list_jobs(sweep.trials), states, say)
+    # Whole, for trials that wait would begin else as others end.
+    arrays = _list_arrays(sweep, states)
+    for array in arrays:
+        call_slurm("scancel", array)
+        say(f"The array {array} of Slurm is ended; trials that ran save a checkpoint.")
     state = "none" if job is None else states[job]
     if job is not None and state.startswith("waiting"):
         stop_job(job)
@@ -145,17 +149,24 @@ def cancel_sweep(directory: Path, *, patience_s: float, say: Say) -> None:
     if not is_worked_on:
         if arrays:
             return None
+        whose = "" if job is None else f", whose job {job.id} is {state}"
         raise UserError(
-            f"Nothing is there to cancel, as far as this machine sees: no process trains the sweep {directory}, whose job is {state}. "
+            f"Nothing is there to cancel, as far as this machine sees: no process trains the sweep {directory}{whose}. "
             f"`distbranch status {directory}` shows how its trials stand."
         )
 
     jobs.ask_to_stop(files)
     say("Asked the sweep to save its running trials and stop.")
+    was_held = False
     for _ in look_until(patience_s, SECONDS_BETWEEN_LOOKS):
-        # Whoever drives the sweep takes the word away at its end.
-        has_ended = not files.stop_word.exists() and not is_held(files.lock)
+        if is_held(files.lock):
+            was_held = True
+            jobs.ask_to_stop(files)  # again: a driver that begins takes the word away
+            continue
+        # Whoever drives the sweep takes the word away at its end, also one whose lock is not seen from here.
+        has_ended = was_held or not files.stop_word.exists()
         if has_ended and (job is None or describe_job_state(job).startswith("ended")):
+            files.stop_word.unlink(missing_ok=True)
             return say(
                 "The sweep has stopped; the same command, or `distbranch resume`, continues it."
             )
@@ -191,6 +202,12 @@ def check_resumable(directory: Path) -> None:
             f"{directory} has a job already, {jobs.KEEPERS[job.kind]} {job.id}, which is {state}. Wait for it, or cancel it first "
             f"(`distbranch cancel {directory}`)."
         )
+    # Trials that wait in an array would be begun by both.
+    if is_sweep(directory) and (arrays := _list_arrays(*_read_with_jobs(directory)[1:])):
+        raise UserError(
+            f"The trials of {directory} are jobs of Slurm already, of the array {', '.join(arrays)}. Wait for them, or cancel them "
+            f"first (`distbranch cancel {directory}`)."
+        )
     if is_held(files.lock):
         raise UserError(
             f"{directory} is being trained by another process. Wait for it, or stop it (`distbranch cancel {directory}`)."
@@ -205,14 +222,10 @@ def _read_with_jobs(directory: Path) -> tuple[Job | None, Sweep, dict[Job, str]]
     return job, read_sweep(directory, states), states
 
 
-def _cancel_arrays(found: Sequence[Job], states: dict[Job, str], say: Say) -> bool:
-    """End the arrays of Slurm, whole: trials that wait would begin else as others end."""
-    under_way = [job for job in found if job.kind == "slurm" and is_under_way(states[job])]
-    arrays = sorted({job.id.partition("_")[0] for job in under_way})
-    for array in arrays:
-        call_slurm("scancel", array)
-        say(f"The array {array} of Slurm is ended; trials that ran save a checkpoint.")
-    return bool(arrays)
+def _list_arrays(sweep: Sweep, states: dict[Job, str]) -> list[str]:
+    """The arrays of Slurm of which jobs wait or run."""
+    jobs = [job for job in list_jobs(sweep.trials) if job.kind == "slurm"]
+    return sorted({job.id.partition("_")[0] for job in jobs if is_under_way(states[job])})
 
 
 def _list_names(trials: Sequence[Trial], status: str) -> str:

@@ -3,10 +3,13 @@
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
+from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UserError
 from distbranch.launch.job_states import read_job_states
-from distbranch.listing.rows import Row
+from distbranch.launch.jobs import Job
+from distbranch.listing.rows import UNREADABLE, Row, States, find_last_activity
 from distbranch.listing.run_row import is_run, make_run_row, read_run_job
 from distbranch.listing.sweep_row import is_sweep, make_sweep_row
 
@@ -44,9 +47,28 @@ def list_rows(directory: Path) -> list[Row]:
     rows = []
     for path in found:
         name = str(path.relative_to(directory)) if path != directory else path.absolute().name
-        make_row = make_sweep_row if is_sweep(path) else make_run_row
-        rows.append(make_row(path, name, states, jobs[path]))
+        rows.append(_make_row(path, name, states, jobs[path]))
     return sort_rows(rows)
+
+
+def _make_row(path: Path, name: str, states: States, job: Job | None) -> Row:
+    """The row of a run or a sweep; one that says so where its files may not be read, for the others are shown all the same."""
+    kind: Literal["run", "sweep"] = "sweep" if is_sweep(path) else "run"
+    make_row = make_sweep_row if kind == "sweep" else make_run_row
+    try:
+        return make_row(path, name, states, job)
+    except PermissionError as error:
+        return Row(
+            directory=path,
+            name=name,
+            kind=kind,
+            method="",
+            done=0,
+            total=None,
+            state=UNREADABLE,
+            detail=f"no permission to read {Path(error.filename).name}",
+            active_at=find_last_activity(RunDirectory(path)),
+        )
 
 
 def sort_rows(rows: Sequence[Row]) -> list[Row]:
@@ -64,6 +86,8 @@ def find_directories(directory: Path, depth: int = DEPTH) -> Iterator[Path]:
         if entry.name.startswith(".") or not entry.is_dir():
             continue
         path = directory / entry.name
+        if not os.access(path, os.X_OK):  # somebody else's too
+            continue
         if is_sweep(path) or is_run(path):
             yield path
         elif depth > 1 and not (path / FILE_OF_DATA).exists():

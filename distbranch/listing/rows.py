@@ -14,6 +14,7 @@ from distbranch.launch.jobs import KEEPERS, Job
 from distbranch.listing.scores import Score
 
 RUNNING, WAITING, FINISHED, STOPPED, FAILED = "running", "waiting", "finished", "stopped", "failed"
+UNREADABLE = "unreadable"  # somebody else's, who does not show all of it
 SILENT = "silent"  # somebody should work on it, and it shows no sign of life
 # A large evaluation touches no sign of life for minutes.
 SECONDS_OF_SILENCE = 600.0
@@ -33,7 +34,7 @@ class Row:
     rate: images per second of a run, trials per hour of a sweep.
     minutes_left: as at that rate.
     score: best so far on val, of a finished run on test; of a sweep its best trial.
-    state: running, waiting, finished, stopped, failed or silent; detail: where, since when or why.
+    state: running, waiting, finished, stopped, failed, silent or unreadable; detail: where, since when or why.
     active_at: when anything was last written, in seconds since 1970.
     """
 

@@ -273,11 +273,13 @@ def list_jobs(trials: Iterable[Trial]) -> list[Job]:
 
 
 def list_sweep_overrides(directory: Path) -> list[str]:
-    """What a sweep is resumed with beside its own sweep.yaml: where it lies now, and a base that is still there."""
+    """What a sweep is resumed with beside its own sweep.yaml: where it lies now, and the base that it was begun with.
+
+    The file that was its base may be gone, or name data relative to the folder in which the sweep was begun.
+    """
     files = SweepDirectory(directory)
     settings = read_settings(files.config)
     values = {"directory": str(directory.parent), "name": directory.name}
-    base = settings.get("base")
-    if base and not Path(base).exists() and not settings.get("variants") and files.base.exists():
+    if settings.get("base") and not settings.get("variants") and files.base.exists():
         values["base"] = str(files.base)
     return [f"{key}={json.dumps(value)}" for key, value in values.items()]

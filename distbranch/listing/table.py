@@ -17,6 +17,7 @@ from distbranch.listing.rows import (
     RUNNING,
     SILENT,
     STOPPED,
+    UNREADABLE,
     WAITING,
     Row,
     format_age,
@@ -34,6 +35,7 @@ STYLES = {
     STOPPED: "yellow",
     FAILED: "red",
     SILENT: "red",
+    UNREADABLE: "red",
 }
 
 

@@ -253,11 +253,17 @@ class SweepDisplay:
             alike = f" and {others} that begin alike" if others else ""
             self._print_line(f"begun: {event['trial']}{alike}", "dim")
         elif kind == "ended":
-            self.num_ended += 1
-            total = max(self.num_open, self.num_ended)
+            # One that is stopped with its sweep is still to be trained.
+            place = left = ""
+            if event["status"] != "unfinished":
+                self.num_ended += 1
+                place = f"{self.num_ended}/{max(self.num_open, self.num_ended)} "
+                left = self._describe_time_left()
             reason = f": {event['reason']}" if event["reason"] else ""
-            text = f"{self.num_ended}/{total} {event['status']}: {event['trial']}{reason}{_describe_value(event)}"
-            self._print_line(text + self._describe_time_left(), STYLES.get(event["status"], ""))
+            text = (
+                f"{place}{event['status']}: {event['trial']}{reason}{_describe_value(event)}{left}"
+            )
+            self._print_line(text, STYLES.get(event["status"], ""))
         elif kind in SENTENCES_OF_SWEEP:
             self._print_line(SENTENCES_OF_SWEEP[kind].format_map(event), STYLES.get(kind, ""))
         elif kind != "packing":

@@ -87,7 +87,10 @@ def draw_curves(sweep: SweepFiles) -> Figure | None:
     add_grid(axes)
     axes.set_xlabel("step", color=INK)
     set_value_label(axes, sweep.metric, "val")
-    figure.legend(loc="outside lower center", ncols=3)
+    legend = figure.legend(loc="outside lower center", ncols=3)
+    for handle in legend.legend_handles:
+        if handle is not None:
+            handle.set_alpha(1)  # one of thousands of lines cannot be seen by itself
     return figure
 
 

@@ -117,8 +117,12 @@ class SweepFiles:
 
     def find_best(self, points: pandas.DataFrame) -> int | None:
         """The number of the best point on val; None if none is complete."""
+        return next(iter(self.rank_points(points)), None)
+
+    def rank_points(self, points: pandas.DataFrame) -> list[int]:
+        """The numbers of the complete points, the best on val first."""
         known = self._make_more_better(points[points["is_complete"]])[f"val_{self.metric}"]
-        return None if known.empty else int(known.idxmax())
+        return list(map(int, known.sort_values(ascending=False, kind="stable").index))
 
     def _make_more_better(self, points: pandas.DataFrame) -> pandas.DataFrame:
         value = f"val_{self.metric}"

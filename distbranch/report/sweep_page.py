@@ -50,6 +50,9 @@ from distbranch.report.sweep_files import (
     tabulate_points,
 )
 
+# Longer tables are folded: nobody reads them whole, and what is below them would not be found.
+MOST_ENDED, MOST_SETTINGS = 12, 200
+NUM_BEST = 20  # settings that are shown openly beside those on a front, where the table is folded
 MOST_COLOURS = 10  # as many hues are told apart; more values of a key have none
 # Of the other figures, in the order of the page: what each shows, and what its reader should know.
 HEADINGS = {
@@ -100,7 +103,11 @@ def _draw_others(sweep: SweepFiles) -> dict[str, Figure]:
 def _render_sweep(
     sweep: SweepFiles, figure: Figure, others: Mapping[str, Figure], folder: Path
 ) -> str:
-    ended = sweep.rows[sweep.rows["status"] != FINISHED]
+    # Who failed comes before who was stopped early, and both before those that still wait.
+    ended = sweep.rows[sweep.rows["status"] != FINISHED].sort_values("status", kind="stable")
+    counts = ended["status"].value_counts(sort=False)
+    points = sweep.points
+    cells = tabulate_points(sweep, points)
     return render_template(
         "sweep.html",
         name=str(sweep.config.get("name", sweep.directory.name)),
@@ -113,11 +120,23 @@ def _render_sweep(
         marks={"front": FRONT, "tied": TIED},
         has_interval=bool(sweep.rows[INTERVAL[0]].notna().any()),
         metric=list_metrics()[sweep.metric].title,
-        points=tabulate_points(sweep, sweep.points),
+        points=cells,
+        best=cells.loc[_choose_best(sweep, points)],
+        num_best=NUM_BEST,
+        most_settings=MOST_SETTINGS,
         ended=ended[["trial", "status", "reason"]],
+        ended_counts=", ".join(f"{count} {status}" for status, count in counts.items()),
+        most_ended=MOST_ENDED,
         trials=_tabulate_trials(sweep, folder),
         settings={"Configuration of the sweep": sweep.config},
     )
+
+
+def _choose_best(sweep: SweepFiles, points: pandas.DataFrame) -> list[int]:
+    """The numbers of the points on a front and of the best ones on val, the best first."""
+    best = sweep.rank_points(points)
+    on_front = set().union(*sweep.find_fronts(points).values())
+    return best[:NUM_BEST] + [number for number in best[NUM_BEST:] if number in on_front]
 
 
 def _measure_seconds(sweep: SweepFiles) -> float:

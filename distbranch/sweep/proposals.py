@@ -9,6 +9,7 @@ With `cost` a setting has two values, what it is worth and what it costs, and th
 
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from distbranch.config import Config
 from distbranch.config.sweep import Range, SweepConfig
 from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import append_line, read_lines
-from distbranch.errors import UsageError, UserError
+from distbranch.errors import UsageError
 from distbranch.metrics import list_metrics
 from distbranch.sweep.journal import StudyJournal
 from distbranch.sweep.latencies import measure_new_latencies
@@ -185,13 +186,19 @@ class OptunaSearch:
         self._complete |= self._read_values(
             {number: configs for number, configs in unknown.items() if number not in others}
         )
-        return [
-            (others.get(number, states.COMPLETE), self._complete.get(number))
-            for number in range(len(self.proposals))
-        ]
+        found_states: list[tuple[Any, list[float] | None]] = []
+        for number in range(len(self.proposals)):
+            values = self._complete.get(number)
+            if values is None:
+                found_states.append((others[number], None))
+            elif np.isnan(values).any():  # which Optuna calls failed
+                found_states.append((states.FAIL, None))
+            else:
+                found_states.append((states.COMPLETE, values))
+        return found_states
 
     def _read_values(self, finished: Mapping[int, Sequence[Config]]) -> dict[int, list[float]]:
-        """The objectives of proposals whose trials have all finished."""
+        """The objectives of proposals whose trials have all finished; NaN where the metric is undefined for one of them."""
         latencies = {}
         if finished and self.sweep.cost == LATENCY:
             # All that are known come along, for one of them is what the new ones are measured beside.
@@ -215,10 +222,13 @@ class OptunaSearch:
         result = read_result(config.run_directory)
         assert result is not None
         value = result.metrics["val"]["mean"].get(self.sweep.metric)
-        if value is None:
-            raise UserError(
-                f"The tasks of {config.run.name} have no {self.sweep.metric} on val, which guides the search. Give another metric."
+        if value is None:  # of predictions that are all equal, for instance
+            logger.warning(
+                "The tasks of %s have no %s on val, so its setting tells the search nothing.",
+                config.run.name,
+                self.sweep.metric,
             )
+            return math.nan
         return float(value)
 
 

@@ -94,10 +94,15 @@ def _read_summary(files: RunDirectory, status: str) -> dict[str, Any]:
     return summary
 
 
-def write_results(rows: Sequence[Row], directory: SweepDirectory) -> None:
-    """Measure the latency of finished networks, then write results.csv, results.parquet, the report and TensorBoard's view."""
+def write_results(
+    rows: Sequence[Row], directory: SweepDirectory, *, has_ended: bool = True
+) -> None:
+    """Measure the latency of finished networks, then write results.csv, results.parquet, the report and TensorBoard's view.
+
+    Of a sweep that was stopped (`has_ended` False) nothing is measured: that may take minutes, and whoever stopped it may kill it.
+    """
     finished = {Path(row["directory"]): row for row in rows if row["status"] == FINISHED}
-    if finished:
+    if finished and has_ended:
         latencies = measure_latencies(list(finished), directory.latency)
         for path, row in finished.items():
             latency = latencies[path]
@@ -108,7 +113,8 @@ def write_results(rows: Sequence[Row], directory: SweepDirectory) -> None:
     write_table(rows, directory)
     written = read_sweep(directory.path)
     log_hparams(written, directory.tensorboard)
-    write_importances(written, directory.importances)
+    if has_ended:
+        write_importances(written, directory.importances)
     report_sweep(directory.path)
 
 

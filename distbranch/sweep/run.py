@@ -80,10 +80,9 @@ def run_sweep(sweep: SweepConfig, report: Report) -> list[Row]:
     for info in _prepare_data(turns[0], report):
         _check_metric(sweep, info)
     # Locked against a second driver as a run is.
-    with RunDirectory(directory.path).locked(of_sweep=True):
+    own = RunDirectory(directory.path)
+    with own.locked(of_sweep=True), _remove_signs(own):
         check_begun(sweep, directory, [])  # again: another driver may have begun it since
-        own = RunDirectory(directory.path)
-        own.stop_word.unlink(missing_ok=True)  # of an earlier driver
         directory.record_sweep(sweep)
         write_atomically(directory.base, to_yaml(load_base_config(sweep)))
         proposals = None
@@ -94,22 +93,33 @@ def run_sweep(sweep: SweepConfig, report: Report) -> list[Row]:
             check_begun(sweep, directory, trials)
         else:
             trials = list_trials(sweep)
-        # Also where the sweep is stopped or fails: a table of what there is says how far it came.
         live = LiveResults(sweep, trials, directory, report)
+        has_ended = False
         try:
             with live.rewritten():
                 _train_open(sweep, trials, turns, directory, live, proposals)
+            has_ended = True
         finally:
+            # Also where the sweep is stopped or fails: a table of what there is says how far it came.
             rows = live.make_rows()
-            write_results(rows, directory)
+            write_results(rows, directory, has_ended=has_ended)
             if proposals is not None:
                 proposals.write_journal()
-            for file in (own.stop_word, own.sign_of_life):
-                file.unlink(missing_ok=True)
         saving = describe_saving(trials)
         if saving:
             report({"kind": "saving", "text": saving})
     return rows
+
+
+@contextmanager
+def _remove_signs(files: RunDirectory) -> Iterator[None]:
+    """No stop word of an earlier driver is there at the beginning, and at the end nothing by which a driver seems to work."""
+    files.stop_word.unlink(missing_ok=True)
+    try:
+        yield
+    finally:
+        for file in (files.stop_word, files.sign_of_life):
+            file.unlink(missing_ok=True)
 
 
 def _check_plan(sweep: SweepConfig, directory: SweepDirectory) -> list[list[Config]]:

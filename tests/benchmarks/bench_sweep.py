@@ -8,6 +8,7 @@ The driver is a process of its own, killed at half of the trials and started aga
 import json
 import multiprocessing
 import resource
+import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -116,11 +117,15 @@ def drive(sweep: SweepConfig) -> None:
         if statuses[str(root[0].run.name)].status != FINISHED
     ]
     with open_sweep_cluster(sweep, lambda _: None):
+        from ray import cloudpickle
+
         from distbranch.sweep.live_results import LiveResults
         from distbranch.sweep.queue import FamilyQueue
         from distbranch.sweep.shared_prefix import trainable_groups
         from distbranch.sweep.tuning import run_tune
 
+        # Workers cannot import the main file of their driver, so the trial travels as code.
+        cloudpickle.register_pickle_by_value(sys.modules[cost_nothing.__module__])
         directory.path.mkdir(exist_ok=True)
         directory.record_sweep(sweep)
         live = LiveResults(sweep, trials, directory, lambda _: None)

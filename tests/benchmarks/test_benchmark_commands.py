@@ -1,5 +1,7 @@
 """Every benchmark of our own figures is a command that says what it measures."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -50,3 +52,15 @@ def test_the_bench_of_checkpoints_writes_both_kinds_and_leaves_nothing(tmp_path:
     assert ended.code == 0, ended.err
     assert "written by a thread" in ended.out
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.cluster
+def test_the_bench_of_sweeps_resumes_after_a_kill_and_repeats_nothing(tmp_path: Path) -> None:
+    # As a script: workers of Ray cannot import the main file of their driver.
+    command = [sys.executable, str(FOLDER / "bench_sweep.py"), "--trials", "8"]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    found = [line.strip("│ ").split("│") for line in ended.stdout.splitlines() if "│" in line]
+    numbers = {name.strip(): value.strip() for name, value in found}
+    assert numbers["finished"] == "8"
+    assert numbers["finished_and_repeated"] == "0"

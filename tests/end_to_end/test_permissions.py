@@ -97,6 +97,21 @@ def test_what_may_not_be_read_is_told_with_its_owner_and_nothing_is_set_aside(wo
     _assert_told(world, finished)
 
 
+def test_runs_that_others_do_not_show_leave_the_list_of_the_rest(world: Path) -> None:
+    Path("runs/tiny/result.json").unlink()
+    Path("runs/open").mkdir()
+    Path("runs/open/config.yaml").write_text("run: {name: open}\n")
+    status = ["status", "runs/tiny"]
+    commands = [("runs/tiny", ["ls"]), ("runs/tiny/metrics.jsonl", ["ls"])]
+    whole, part, asked = run_as_plain_user(world, [*commands, ("runs/tiny/metrics.jsonl", status)])
+    assert whole.code == part.code == 0, whole.err + part.err
+    assert "open" in whole.out
+    assert "tiny" not in whole.out
+    assert "unreadable" in part.out
+    assert "no permission to read metrics.jsonl" in part.out
+    assert_one_sentence(asked, 1, ("permission denied", "metrics.jsonl"))
+
+
 def _assert_told(world: Path, commands: list[tuple[str, list[str]]]) -> None:
     for (closed, arguments), ended in zip(
         commands, run_as_plain_user(world, commands), strict=True

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -13,10 +14,12 @@ from sweep_files import write_sweep
 from tiny_world import run_command
 
 ROOT = Path(__file__).resolve().parents[2]
+TIMEOUT_S = 400
+PATIENCE = str(TIMEOUT_S)
 
 
 def wait_until(holds: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    end = time.monotonic() + 240
+    end = time.monotonic() + TIMEOUT_S
     while not holds():
         assert process.poll() is None, "the sweep ended before it was disturbed"
         assert time.monotonic() < end
@@ -35,7 +38,9 @@ def test_a_sweep_that_runs_is_listed_cancelled_and_resumed_and_repeats_nothing(
     }
     # The second trial would take an hour.
     grid = {"train.iterations": [40, 100_000]}
-    file = write_sweep(tmp_path, tiny_data, run=run, grid=grid, concurrency=1)
+    # Relative to the folder of whoever begins it, as most people name data.
+    data = os.path.relpath(tiny_data, tmp_path)
+    file = write_sweep(tmp_path, data, run=run, grid=grid, concurrency=1)
     sweep, output = tmp_path / "runs" / "tiny", tmp_path / "output.txt"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with output.open("w") as written:
@@ -45,6 +50,7 @@ def test_a_sweep_that_runs_is_listed_cancelled_and_resumed_and_repeats_nothing(
             stderr=subprocess.STDOUT,
             text=True,
             env=environment,
+            cwd=tmp_path,
         )
     try:
         # The first has ended and the second trains.
@@ -60,34 +66,39 @@ def test_a_sweep_that_runs_is_listed_cancelled_and_resumed_and_repeats_nothing(
         assert "1 of 2 ended" in told
         assert long.name in told
 
-        ended = run_command(["cancel", str(sweep)])
+        ended = run_command(["cancel", str(sweep), "--patience", PATIENCE])
         assert ended.code == 0, ended.err
         assert "The sweep has stopped" in ended.out
-        assert process.wait(60) == 75, output.read_text()
+        assert process.wait(TIMEOUT_S) == 75, output.read_text()
     finally:
         process.kill()
     assert not (sweep / "stop").exists()
     assert list(long.glob("checkpoints/step-*")), "the running trial saved a checkpoint"
-    assert run_command(["cancel", str(sweep)]).code == 1, "nothing is there to cancel"
+    assert run_command(["cancel", str(sweep), "--patience", PATIENCE]).code == 1, (
+        "nothing is there to cancel"
+    )
     first = (sweep / "iterations40-seed3" / "result.json").stat().st_mtime_ns
 
-    # From its directory alone: the sweep file and its base may be gone.
+    # From its directory alone, in another folder: the sweep file is gone, and its base is not read.
     file.unlink()
-    (tmp_path / "base.yaml").unlink()
     resumed = subprocess.Popen(
         [sys.executable, "-m", "distbranch", "resume", str(sweep)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         env=environment,
+        cwd=sweep,
+        start_new_session=True,
     )
     try:
         notes = long / "metrics.jsonl"
         wait_until(lambda: '"resumed"' in notes.read_text(), resumed)
-        assert run_command(["cancel", str(sweep)]).code == 0
-        said, _ = resumed.communicate(timeout=60)
+        # A terminal that is closed tells all its processes, also those of the Ray that was started.
+        os.killpg(resumed.pid, signal.SIGHUP)
+        said, _ = resumed.communicate(timeout=TIMEOUT_S)
     finally:
         resumed.kill()
     assert resumed.returncode == 75, said
+    assert "unfinished: iterations100000-seed3" in said, "the running trial saved a checkpoint"
     assert "2 trials, 1 of them done before" in said
     assert (sweep / "iterations40-seed3" / "result.json").stat().st_mtime_ns == first

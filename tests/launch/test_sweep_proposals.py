@@ -158,6 +158,22 @@ def test_the_journal_is_what_the_disk_says_also_after_a_driver_was_killed_while_
     assert values.count(None) == 2
 
 
+def test_a_setting_whose_metric_is_undefined_fails_and_the_search_proposes_on(
+    sweep: SweepConfig,
+) -> None:
+    proposals = OptunaSearch(sweep, SweepDirectory(sweep.path))
+    for number in range(3):
+        for trial in proposals.propose_trials():
+            finish(trial)
+            if number == 1:
+                means: dict[str, Any] = {"accuracy": None}
+                summary = {"metrics": {"val": {"mean": means}}, "weights": 1}
+                (trial.run_directory / "result.json").write_text(json.dumps(summary))
+    study = proposals.make_study()
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE", "FAIL", "COMPLETE"]
+    assert proposals.propose_trials()
+
+
 def test_nothing_is_written_to_a_journal_that_is_in_step(sweep: SweepConfig) -> None:
     directory = SweepDirectory(sweep.path)
     proposals = OptunaSearch(sweep.model_copy(update={"num_trials": 3}), directory)

@@ -115,6 +115,7 @@ def test_trials_after_an_interruption_are_judged_by_those_before_it_and_nothing_
         "stopped early",
     )  # it may have come to the first rung before the signal
     assert statuses[2:] == ["unfinished"] * 2
+    assert not (directory / "latency.json").exists(), "who stops a sweep does not wait for that"
 
     code, output = run_sweep(file)
     assert code == 0, output

@@ -25,7 +25,7 @@ from tiny_world import faults_of_message, run_command
 
 from distbranch.errors import UserError
 from distbranch.launch.jobs import Job, describe_job_state, read_log, write_job
-from distbranch.listing.asking import cancel, describe_status
+from distbranch.listing.asking import cancel, check_resumable, describe_status
 from distbranch.listing.listing import list_rows
 from distbranch.listing.rows import Row
 from distbranch.listing.scores import SHORT_NAMES
@@ -310,6 +310,8 @@ def test_an_array_is_one_row_and_is_cancelled_as_a_whole(queue: Path, tmp_path: 
         write_job(write_run(folder / f"width8-seed{number}", done=1), job("slurm", f"7_{number}"))
     [row] = list_rows(folder.parent)
     assert (row.state, row.detail) == ("running", "1 run, 1 wait in Slurm's array 7")
+    with pytest.raises(UserError, match="of the array 7"):
+        check_resumable(folder)
     said: list[str] = []
     cancel([folder], patience_s=1, say=said.append)
     assert queue.read_text().split() == ["7"]

@@ -255,6 +255,15 @@ def test_the_last_trial_of_a_sweep_has_no_time_left() -> None:
     assert out.getvalue().splitlines()[-1] == "1/1 finished: a"
 
 
+def test_a_trial_that_is_stopped_with_its_sweep_is_not_counted_as_ended() -> None:
+    out = io.StringIO()
+    display = SweepDisplay(Console(width=80, file=out))
+    display({"kind": "sweep", "trials": 4, "open": 4, "directory": "runs/s"})
+    display({"kind": "begun", "trial": "a", "family": ["a"]})
+    display({"kind": "ended", "trial": "a", "status": "unfinished", "reason": ""})
+    assert out.getvalue().splitlines()[-1] == "unfinished: a"
+
+
 def test_a_display_that_is_imported_loads_neither_pandas_nor_matplotlib() -> None:
     said = "import sys, distbranch.report.progress; assert not {'pandas', 'matplotlib'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", said], check=True)

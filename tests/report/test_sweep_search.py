@@ -12,6 +12,7 @@ import yaml
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 
+from distbranch.report import sweep_page
 from distbranch.report.console import make_front_table
 from distbranch.report.sweep_figures import draw_curves, draw_importances, draw_keys, read_curve
 from distbranch.report.sweep_files import FRONT, TIED, SweepFiles, read_sweep, tabulate_points
@@ -124,6 +125,30 @@ def test_the_cost_that_was_searched_comes_first_and_the_page_has_every_figure(se
         assert f'<section id="{name}">' in text
         assert (search / "report" / f"{name}.png").exists()
     assert "noise" not in text, "latency was not measured"
+
+
+def test_long_tables_are_folded_and_the_best_and_those_on_a_front_stay_open(
+    search: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = pandas.read_csv(search / "results.csv")
+    rows.loc[30:50, "status"] = "unfinished"  # of a search that runs
+    rows.loc[50, "status"] = "failed"
+    rows.to_csv(search / "results.csv", index=False)
+    short = report_sweep(search).read_text()
+    assert "<summary>1 failed, 1 stopped early, 20 unfinished</summary>" in short
+    assert "settings</summary>" not in short
+
+    monkeypatch.setattr(sweep_page, "MOST_SETTINGS", 30)
+    monkeypatch.setattr(sweep_page, "NUM_BEST", 3)
+    sweep = read_sweep(search)
+    page = report_sweep(search).read_text()
+    openly, _, folded = page.partition("<summary>all 60 settings</summary>")
+    assert folded
+    openly = openly.partition('<section id="points">')[2]
+    fronts = sweep.find_fronts(sweep.points).values()
+    shown = {*sweep.rank_points(sweep.points)[:3], *(one for front in fronts for one in front)}
+    assert openly.count("<tr>") == 1 + len(shown)
+    assert len(shown) < 30
 
 
 def test_importances_divide_the_variance_as_it_was_made(search: Path) -> None:
