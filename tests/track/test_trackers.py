@@ -53,6 +53,10 @@ def train_drawn(config: Mapping[str, Any], kill: bool) -> None:
         if kill and self.progress.iteration + 1 == KILLED_IN:
             while not all(_has_step(records / f"{name}.json") for name in ("wandb", "mlflow")):
                 time.sleep(0.05)
+            # Its process writes what it was given some seconds later.
+            written = records.with_name("wandb")
+            while LOGGED_BEFORE not in {step for step, _, _ in read_history(written)}:
+                time.sleep(0.5)
             os.kill(os.getpid(), signal.SIGKILL)
         real(self, *batch)
 
