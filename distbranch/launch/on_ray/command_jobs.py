@@ -4,31 +4,27 @@ Ray starts a job once: whatever ends it, the same submission resumes a sweep or 
 """
 
 import os
-import secrets
 import shlex
-import shutil
-import time
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from distbranch.config.packaged import find_config
 from distbranch.config.paths import is_remote
-from distbranch.errors import UsageError, UserError
+from distbranch.errors import UsageError
 from distbranch.launch.job_command import JobCommand
-from distbranch.launch.jobs import TIME_FORMAT, Job, Say, write_job
+from distbranch.launch.jobs import Job, Say, write_job
 from distbranch.launch.on_ray.address import dashboard_address, open_job_client
 from distbranch.launch.on_ray.job import (
-    SECONDS_TO_SAVE,
     describe_submission,
     find_inside,
     sees_folder_of,
-    submit_to_cluster,
-    wait_for_answer,
+    submit_and_record,
     wait_for_ray_job,
     write_expanded,
 )
-from distbranch.launch.prepare import MARKER, refuse_vanishing_paths
+from distbranch.launch.prepare import refuse_vanishing_paths
 
 
 def submit_ray_command(
@@ -84,34 +80,25 @@ def _submit(
     Raises:
         UserError: the node of the job sees another folder under that path; nothing new is left in this one.
     """
-    environment = {"RAY_JOB_STOP_WAIT_TIME_S": str(SECONDS_TO_SAVE), "COLUMNS": "120"}
     directory = command.directory
     is_new = not directory.exists()
-    marker = directory / f".seen-{secrets.token_hex(8)}"
+    trains = command.launch is not None
     if is_seen:
         directory.mkdir(parents=True, exist_ok=True)
-    if is_seen and command.launch is not None:  # a run that is asked about has to be there
-        marker.touch()
-        environment[MARKER] = str(marker)
-    try:
-        job_id = submit_to_cluster(client, line, environment)
-        job = Job("ray", job_id, address, "", time.strftime(TIME_FORMAT), command.name)
-        say(f"Submitted job {job_id} to {address}; it works on {command.place}")
-        if not is_seen:
-            say(
-                f"This machine does not see that place: `ray job status|logs|stop --address {address} {job_id}` ask about it."
-            )
-            return job
-        write_job(directory, job)
-        if MARKER in environment:
-            wait_for_answer(client, job, marker, say)
-    except UserError:
-        marker.unlink(missing_ok=True)
-        if is_seen and is_new:
-            shutil.rmtree(directory, ignore_errors=True)
-        raise
-    if command.launch is not None:
+    job = submit_and_record(
+        client,
+        line,
+        address,
+        about=f"it works on {command.place}",
+        name=command.name,
+        record=partial(write_job, directory) if is_seen else None,
+        # A run that is asked about has to be there.
+        seen_in=directory if is_seen and trains else None,
+        remove=directory if is_seen and is_new else None,
+        say=say,
+    )
+    if is_seen and trains:
         say(f"`distbranch status|logs|cancel {command.place}` ask about it.")
-    else:
-        say(f"`ray job logs|stop --address {address} {job_id}` ask about it.")
+    elif is_seen:
+        say(f"`ray job logs|stop --address {address} {job.id}` ask about it.")
     return job

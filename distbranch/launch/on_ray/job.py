@@ -10,7 +10,7 @@ import secrets
 import shlex
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -190,37 +190,84 @@ def _submit_run(
         UserError: the node of the job sees another folder under that path; nothing new is left in this one.
     """
     place, files = config.run_url or config.run_directory, RunDirectory(config.run_directory)
-    environment = {"RAY_JOB_STOP_WAIT_TIME_S": str(SECONDS_TO_SAVE), "COLUMNS": "120"}
     is_new = not files.path.exists()
-    marker = files.path / f".seen-{secrets.token_hex(8)}"
+
+    def record(job: Job) -> None:
+        write_job(files.path, job)
+        RemoteRun.from_config(config).upload_files("config.yaml", files.job.name)
+
     if is_seen:
         with hold_lock(create_begin_lock(files.path)):
             begin_run(config)
+    job = submit_and_record(
+        client,
+        command,
+        address,
+        about=f"its run directory is {place} on all nodes",
+        name="train",
+        record=record if is_seen else None,
         # At a URL both machines mean the same place; a path may be another folder there.
-        if config.run_url is None:
-            marker.touch()
-            environment[MARKER] = str(marker)
+        seen_in=files.path if is_seen and config.run_url is None else None,
+        remove=files.path if is_seen and is_new else None,
+        say=say,
+    )
+    if is_seen:
+        say(f"`distbranch status|logs|cancel {place}` ask about it.")
+    return job
+
+
+def submit_and_record(
+    client: Any,
+    command: str,
+    address: str,
+    *,
+    about: str,
+    name: str,
+    record: Callable[[Job], None] | None,
+    seen_in: Path | None,
+    remove: Path | None,
+    say: Say,
+) -> Job:
+    """Submit a command, keep the job's name, and wait until its node says that it sees the same folder.
+
+    Args:
+        client: of the dashboard at `address`.
+        command: that the job runs in the uploaded copy.
+        address: of the dashboard.
+        about: what the job works on, the end of a sentence.
+        name: of the command.
+        record: keeps the job; None where this machine does not see what the job works on.
+        seen_in: a folder that the node must see too, if it may see another one.
+        remove: what is new here, and goes if nothing is trained.
+        say: called with sentences.
+
+    Raises:
+        UserError: the job was refused, or has ended before it trained; one that still waits needs what is here.
+    """
+    environment = {"RAY_JOB_STOP_WAIT_TIME_S": str(SECONDS_TO_SAVE), "COLUMNS": "120"}
+    marker = None
+    if seen_in is not None:
+        marker = seen_in / f".seen-{secrets.token_hex(8)}"
+        marker.touch()
+        environment[MARKER] = str(marker)
     try:
         job_id = submit_to_cluster(client, command, environment)
-        job = Job("ray", job_id, address, log="", submitted=time.strftime(TIME_FORMAT))
-        say(f"Submitted job {job_id} to {address}; its run directory is {place} on all nodes")
-        if not is_seen:
+        job = Job("ray", job_id, address, "", time.strftime(TIME_FORMAT), name)
+        say(f"Submitted job {job_id} to {address}; {about}")
+        if record is None:
             say(
                 f"This machine does not see that place: `ray job status|logs|stop --address {address} {job_id}` ask about it."
             )
             return job
-        write_job(files.path, job)
-        RemoteRun.from_config(config).upload_files("config.yaml", files.job.name)
-        if MARKER in environment:
+        record(job)
+        if marker is not None:
             wait_for_answer(client, job, marker, say)
-    except (
-        UserError
-    ):  # nothing was submitted, or the job has ended; one that still waits needs the marker
-        marker.unlink(missing_ok=True)
-        if is_seen and is_new:
-            shutil.rmtree(files.path, ignore_errors=True)
+    except UserError:
+        if marker is not None:
+            marker.unlink(missing_ok=True)
+        if remove is not None:
+            shutil.rmtree(remove, ignore_errors=True)
         raise
-    say(f"`distbranch status|logs|cancel {place}` ask about it.")
     return job
 
 
