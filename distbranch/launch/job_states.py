@@ -6,7 +6,7 @@ from contextlib import suppress
 
 from distbranch.errors import UserError, reason_of
 from distbranch.launch.jobs import Job, describe_job_state, describe_ray_status
-from distbranch.launch.on_ray.dashboard import open_job_client
+from distbranch.launch.on_ray.dashboard import JobClient
 from distbranch.launch.on_slurm.queue import read_slurm_states
 
 SECONDS_TO_ANSWER = 2.0  # of a dashboard: one that is gone should not hold up the list
@@ -45,7 +45,7 @@ def _ask_dashboard(address: str) -> dict[str, str] | str:
     """The status of every job of a cluster, or why it is unknown."""
     with suppress(RuntimeError):
         try:
-            return open_job_client(address, timeout_s=SECONDS_TO_ANSWER).list_job_statuses()
+            return JobClient(address, timeout_s=SECONDS_TO_ANSWER).list_job_statuses()
         except UserError as error:
             return f"unknown ({reason_of(error)})"
     return f"unknown (the dashboard at {address} does not list its jobs)"

@@ -18,7 +18,7 @@ import psutil
 from distbranch.config import load_config
 from distbranch.engine.run_directory import RunDirectory, read_lines, write_json
 from distbranch.errors import UserError, reason_of
-from distbranch.launch.on_ray.dashboard import ask_ray_job, open_job_client
+from distbranch.launch.on_ray.dashboard import JobClient, ask_ray_job
 from distbranch.launch.on_slurm.queue import call_slurm, read_slurm_state
 from distbranch.launch.processes import look_until
 from distbranch.locks import is_held
@@ -79,7 +79,7 @@ def describe_job_state(job: Job) -> str:
         if job.kind == "slurm":
             return read_slurm_state(job.id)
         if job.kind == "ray":
-            status = open_job_client(job.where).get_job_status(job.id)
+            status = JobClient(job.where).get_job_status(job.id)
             return describe_ray_status(status, job.where)
     except UserError as error:
         return f"unknown ({error})"

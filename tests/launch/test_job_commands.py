@@ -157,8 +157,8 @@ def test_the_job_of_a_sweep_is_recorded_in_its_directory_and_submitted_once(
     world: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dashboard = Dashboard()
-    for module in (ray_jobs, jobs):
-        monkeypatch.setattr(module, "open_job_client", lambda _: dashboard)
+    for module, client in ((ray_jobs, "open_job_client"), (jobs, "JobClient")):
+        monkeypatch.setattr(module, client, lambda _: dashboard)
     command = f"submit ray -- sweep s.yaml directory={world}/runs data.path={world}/data"
     assert run(command).code == 0
     job = read_job(world / "runs" / "s")
@@ -179,8 +179,8 @@ def test_the_job_of_a_sweep_is_recorded_in_its_directory_and_submitted_once(
 def test_a_sweep_whose_directory_the_cluster_does_not_see_leaves_nothing_here(
     world: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (ray_jobs, jobs):
-        monkeypatch.setattr(module, "open_job_client", lambda _: Dashboard(sees=False))
+    for module, client in ((ray_jobs, "open_job_client"), (jobs, "JobClient")):
+        monkeypatch.setattr(module, client, lambda _: Dashboard(sees=False))
     with nothing_overwritten(world, ()):
         ended = run(f"submit ray -- sweep s.yaml directory={world}/runs data.path={world}/data")
     assert_one_sentence(ended, 1, ("raysubmit_1 ended before", "is another folder"))

@@ -221,7 +221,7 @@ def test_a_job_of_ray_is_told_in_full_where_a_run_begins_from(
     (source / "tiny.yaml").write_text(yaml.safe_dump(config_of(tiny_data, runs, **changes)))
     shutil.copytree(source, copy)
     monkeypatch.setattr(ray_job, "open_job_client", lambda _: dashboard)
-    monkeypatch.setattr(jobs, "open_job_client", lambda _: dashboard)
+    monkeypatch.setattr(jobs, "JobClient", lambda _: dashboard)
     monkeypatch.chdir(source)
     config, address = Path("tiny.yaml"), "http://head:8265"
     assert (
@@ -243,7 +243,7 @@ def test_a_job_that_does_not_see_the_run_directory_leaves_nothing_of_it_here(
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config_of(tiny_data, tmp_path / "runs")))
     (tmp_path / "runs").mkdir()
     monkeypatch.setattr(ray_job, "open_job_client", lambda _: Dashboard(sees=False))
-    monkeypatch.setattr(jobs, "open_job_client", lambda _: Dashboard(sees=False))
+    monkeypatch.setattr(jobs, "JobClient", lambda _: Dashboard(sees=False))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
         UserError,
@@ -263,7 +263,7 @@ def test_a_dashboard_that_fails_for_a_moment_does_not_end_a_job(
         def get_job_status(self, _: str) -> str:
             raise RuntimeError(f"Request failed with status code {code}: raysubmit_1.")
 
-    monkeypatch.setattr(jobs, "open_job_client", lambda _: Failing())
+    monkeypatch.setattr(jobs, "JobClient", lambda _: Failing())
     assert describe_job_state(Job("ray", "raysubmit_1", "http://head:8265", "", "")).startswith(
         state
     )

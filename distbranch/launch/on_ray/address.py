@@ -123,10 +123,7 @@ def open_job_client(address: str) -> Any:
     except (RuntimeError, ValueError, OSError, RayError) as error:
         if re.search("token|unauthorized|401|403", str(error), re.IGNORECASE):
             raise UserError(explain_token(address)) from None
-        raise UserError(
-            f"No Ray dashboard answers at {address} ({shorten(error)}). Check the address, and that the head was started so "
-            "that others reach its dashboard (`ray start --head --dashboard-host 0.0.0.0`)."
-        ) from None
+        raise UserError(explain_silence(address, shorten(error))) from None
 
 
 def explain_token(address: str) -> str:
@@ -134,6 +131,14 @@ def explain_token(address: str) -> str:
     return (
         f"The Ray cluster {address} answers only to those who hold its token. Set RAY_AUTH_MODE=token and "
         "RAY_AUTH_TOKEN_PATH to the file that holds it, which whoever started the cluster can give you."
+    )
+
+
+def explain_silence(address: str, reason: str) -> str:
+    """What to do where no dashboard answers."""
+    return (
+        f"No Ray dashboard answers at {address} ({reason}). Check the address, and that the head was started so that others reach "
+        "its dashboard: `ray start --head --dashboard-host 0.0.0.0`, with a token and on a network that you trust."
     )
 
 

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from distbranch.errors import UserError, reason_of
-from distbranch.launch.on_ray.address import explain_token, shorten
+from distbranch.launch.on_ray.address import explain_silence, explain_token, shorten
 
 SECONDS_TO_ANSWER = 10.0
 NOT_KNOWN_HERE = (401, 403)  # without the token of the cluster
 
 
 class JobClient:
-    """Asks the dashboard at `address`, such as http://HEAD:8265, about jobs of its cluster."""
+    """Asks the dashboard at `address`, such as http://HEAD:8265, about jobs of its cluster; the first question shows if it answers."""
 
     def __init__(self, address: str, *, timeout_s: float = SECONDS_TO_ANSWER) -> None:
         self.address, self.timeout_s = address.rstrip("/"), timeout_s
@@ -57,15 +57,7 @@ class JobClient:
             raise RuntimeError(f"Request failed with status code {error.code}: {said}.") from None
         # No answer, or that of something else.
         except (OSError, ValueError, http.client.HTTPException) as error:
-            raise UserError(
-                f"No Ray dashboard answers at {self.address} ({reason_of(error)}). Check the address, and that the head was "
-                "started so that others reach its dashboard (`ray start --head --dashboard-host 0.0.0.0`)."
-            ) from None
-
-
-def open_job_client(address: str, *, timeout_s: float = SECONDS_TO_ANSWER) -> JobClient:
-    """A client of the jobs of the cluster; whether somebody answers there is seen at the first question."""
-    return JobClient(address, timeout_s=timeout_s)
+            raise UserError(explain_silence(self.address, reason_of(error))) from None
 
 
 def ask_ray_job(question: str, address: str, job_id: str) -> str:
@@ -75,7 +67,7 @@ def ask_ray_job(question: str, address: str, job_id: str) -> str:
         UserError: the cluster does not answer, or knows no such job.
     """
     try:
-        return str(getattr(open_job_client(address), question)(job_id))
+        return str(getattr(JobClient(address), question)(job_id))
     except RuntimeError as error:
         raise UserError(
             f"The Ray cluster {address} knows nothing of the job {job_id} ({shorten(error)})."
