@@ -1,6 +1,7 @@
 """What launchers do again and again: wait for something in turns, end processes, and leave the environment as it was."""
 
 import os
+import subprocess
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -8,6 +9,7 @@ from contextlib import contextmanager, suppress
 import psutil
 
 SECONDS_TO_DIE = 5  # of what was killed
+SECONDS_TO_BE_NAMED = 10  # milliseconds, but on a machine that does much else
 
 
 def look_until(patience_s: float, pause_s: float) -> Iterator[None]:
@@ -17,6 +19,14 @@ def look_until(patience_s: float, pause_s: float) -> Iterator[None]:
     while time.monotonic() < end:
         time.sleep(pause_s)
         yield
+
+
+def wait_for_command_line(process: subprocess.Popen[bytes]) -> None:
+    """Wait until others see the command line of a process that was just started: the kernel shows an empty one at first."""
+    for _ in look_until(SECONDS_TO_BE_NAMED, 0.001):
+        with suppress(psutil.Error):  # it may end at this very moment
+            if process.poll() is not None or psutil.Process(process.pid).cmdline():
+                return
 
 
 def end_processes(processes: Iterable[psutil.Process], patience_s: float = 0) -> None:

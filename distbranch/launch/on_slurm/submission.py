@@ -52,6 +52,7 @@ from distbranch.launch.prepare import (
     read_packed_data,
     with_absolute_paths,
 )
+from distbranch.launch.processes import wait_for_command_line
 from distbranch.launch.ray_folder import find_existing_folder
 from distbranch.launch.stopping import EXIT_PREEMPTED
 
@@ -326,6 +327,7 @@ def start_here(task: Task) -> Job:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+    wait_for_command_line(process)  # by which `status` finds it, else it would seem to have ended
     return Job(
         "local", str(process.pid), socket.gethostname(), str(log), time.strftime(TIME_FORMAT)
     )
