@@ -134,13 +134,25 @@ def test_a_data_error_in_a_process_of_its_own(world: Path) -> None:
     assert_one_sentence(ended, 1, ("train-000001.tar", "absent"))
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://127.0.0.1:9", "nonsense", "auto"])
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://127.0.0.1:9", "nonsense"])
 def test_an_absent_cluster_is_noticed_within_seconds(world: Path, address: str) -> None:
     began = time.monotonic()
     with nothing_overwritten(world, ("runs/new/*",)):
         ended = run_command(["train", "tiny.yaml", "run.name=new", f"launch.address={address}"])
     assert_one_sentence(ended, 1, (address, "launch.address"))
     assert time.monotonic() - began < 30
+
+
+def test_a_cluster_that_was_stopped_is_told_to_those_who_ask_for_the_one_of_their_machine(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Where `ray start` left no address, Ray looks for processes: it would find the clusters of other tests.
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray/ray_current_cluster").write_text("127.0.0.1:9")
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    with nothing_overwritten(world, ("runs/new/*",)):
+        ended = run_command(["train", "tiny.yaml", "run.name=new", "launch.address=auto"])
+    assert_one_sentence(ended, 1, ("auto", "launch.address", "Connection refused"))
 
 
 def test_a_damaged_newest_checkpoint_costs_a_warning_and_the_steps_since_the_one_before(

@@ -153,7 +153,7 @@ def _explain_cluster_error(address: str, error: Exception) -> str:
             f"Ray cannot be started on this machine ({reason}). `distbranch doctor` shows what is wrong with it."
         )
     if "token" in reason.lower():
-        return explain_token(address)
+        return f"{explain_token(address)} Or leave launch.address empty to start a cluster here."
     return (
         f"The Ray cluster {address} cannot be used ({reason}). Check that it runs there and that this machine is one of its "
         "nodes (else use `distbranch submit ray --address http://HEAD:8265`), or leave launch.address empty."
