@@ -27,7 +27,7 @@ def explain_damage(what: str, advice: str) -> Iterator[None]:
     except UserError:
         raise
     except PermissionError as error:
-        raise denied(error) from None
+        raise make_denied_error(error) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         reason = reason_of(error)[:300]
         if isinstance(error, OSError) and error.filename:
@@ -35,7 +35,7 @@ def explain_damage(what: str, advice: str) -> Iterator[None]:
         raise UserError(f"{what} ({reason}). {advice}") from None
 
 
-def denied(error: PermissionError, what: Path | str = "A file") -> DeniedError:
+def make_denied_error(error: PermissionError, what: Path | str = "A file") -> DeniedError:
     """What to raise for `error`; `what` is named where the error does not say of which file it is, as those of stores of objects."""
     if error.filename is None:
         return DeniedError(

@@ -33,7 +33,7 @@ from distbranch.cli.submit import submit_app
 from distbranch.cli.sweep import sweep
 from distbranch.cli.terminal import console, errors, given_plugins, lasting_streams
 from distbranch.errors import Interrupted, SharedError, StoppedEarly, UsageError, UserError
-from distbranch.permissions import denied
+from distbranch.permissions import make_denied_error
 from distbranch.plugins import describe_plugin_failure, load_plugins, make_absolute
 from distbranch.streams import tolerate_any_text
 
@@ -108,7 +108,7 @@ def _run_app() -> None:
         sys.exit(2 if isinstance(error, UsageError) else 1)
     except PermissionError as error:
         # Wherever it comes from: any file that a command reads or writes may be somebody else's.
-        _print_error(f"Error: {denied(error)}", "red")
+        _print_error(f"Error: {make_denied_error(error)}", "red")
         sys.exit(1)
     except Exception as error:  # of any kind: a bug of ours keeps its traceback
         failure = describe_plugin_failure(error)

@@ -10,8 +10,8 @@ from typer.core import TyperGroup
 
 from distbranch.cli.terminal import (
     build_table,
-    decimals,
-    numbers,
+    parse_counts,
+    parse_numbers,
     parse_size,
     run_folder,
     show_rows,
@@ -82,7 +82,7 @@ def bench_latency(
     """
     from distbranch.bench import candidates, latency
 
-    sizes = numbers(batch_sizes, "--batch-sizes")
+    sizes = parse_counts(batch_sizes, "--batch-sizes")
     if 0 in sizes:
         raise UsageError(f"--batch-sizes should be numbers from 1 on, found '{batch_sizes}'.")
     full = [name for name in against.split(",") if name]
@@ -91,7 +91,7 @@ def bench_latency(
         measured = candidates.list_runs([run_folder(run) for run in runs])
     else:
         pixels = parse_size(image_size)
-        weights = decimals(tree_weights, "--tree-weights")
+        weights = parse_numbers(tree_weights, "--tree-weights")
         # A model of timm has widths of its own; one that is given is refused where it is made.
         has_own = backbone.startswith(TIMM) and not _is_given(context, "width")
         own_width = None if has_own else width

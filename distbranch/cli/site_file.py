@@ -14,7 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from typer.models import OptionInfo
 
 from distbranch.errors import UsageError, reason_of
-from distbranch.permissions import denied
+from distbranch.permissions import make_denied_error
 from distbranch.registry import find_near
 
 VARIABLE = "DISTBRANCH_SITE"
@@ -69,7 +69,7 @@ def read_site_file() -> SiteFile:
         # All as text, for YAML takes a time of 12:00:00 for a number; pydantic makes numbers of those that should be.
         values = yaml.load(file.read_text(encoding="utf-8"), yaml.BaseLoader) or {}
     except PermissionError as error:
-        raise denied(error) from None
+        raise make_denied_error(error) from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UsageError(
             f"The site file {file} cannot be read as YAML ({reason_of(error)})."

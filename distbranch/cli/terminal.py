@@ -85,14 +85,18 @@ def run_folder(run: str) -> Path:
     return download_run(run)
 
 
-def numbers(text: str, option: str = "--seeds") -> list[int]:
-    """Whole numbers separated by commas."""
-    if not text.replace(",", "").isdigit():
-        raise UsageError(f"{option} should be whole numbers separated by commas, found '{text}'.")
-    return [int(number) for number in text.split(",") if number]
+def parse_counts(text: str, option: str = "--seeds", *, least: int = 0) -> list[int]:
+    """Whole numbers from `least` on, separated by commas."""
+    is_list = text.replace(",", "").isdigit()
+    counts = [int(number) for number in text.split(",") if number] if is_list else []
+    if not counts or min(counts) < least:
+        raise UsageError(
+            f"{option} should be whole numbers from {least} on, separated by commas, found '{text}'."
+        )
+    return counts
 
 
-def decimals(text: str, option: str) -> list[float]:
+def parse_numbers(text: str, option: str) -> list[float]:
     """Numbers separated by commas."""
     try:
         return [float(part) for part in text.split(",")]

@@ -17,7 +17,7 @@ from distbranch.config.paths import expand_places
 from distbranch.config.sections import KEYS_FREE_TO_CHANGE, Config
 from distbranch.config.unread import keys_without_effect
 from distbranch.errors import UsageError, UserError, reason_of
-from distbranch.permissions import denied
+from distbranch.permissions import make_denied_error
 from distbranch.plugins import locate_plugins
 
 # By these a sweep file is told from the config of a run; both may name a `base`.
@@ -265,7 +265,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
             hint = " Give a config file before the keys that it is to be read with."
         raise UsageError(f"The config file {path} does not exist.{hint}") from None
     except PermissionError as error:
-        raise denied(error) from None
+        raise make_denied_error(error) from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UsageError(
             f"The config file {path} cannot be read as YAML ({reason_of(error)})."

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from distbranch.data.images import SUFFIXES, BrokenImageError
 from distbranch.errors import UserError, reason_of
-from distbranch.permissions import denied
+from distbranch.permissions import make_denied_error
 
 TAR_BLOCK = 512  # bytes
 TAR_MAGIC = slice(257, 262)
@@ -57,7 +57,7 @@ def open_images(path: Path) -> ImageFiles:
     except UserError:  # which is a ValueError
         raise
     except PermissionError as error:
-        raise denied(error) from None
+        raise make_denied_error(error) from None
     except FileNotFoundError:
         raise UserError(
             f"{path} does not exist. Give the folder, the .zip or the .tar with the images."

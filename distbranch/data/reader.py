@@ -42,7 +42,7 @@ from distbranch.data.shards import (
 )
 from distbranch.errors import UserError
 from distbranch.kinds.kind import Array
-from distbranch.permissions import denied
+from distbranch.permissions import make_denied_error
 from distbranch.tasks import Task
 
 _AHEAD_THREADS = 4  # of every reader: one stream of a distant store fills no network
@@ -193,7 +193,7 @@ class OpenShard:
         try:
             return files.open(file, packed_sha256)
         except PermissionError as error:  # of this user and not of the shard: nothing to leave out
-            raise denied(error, file) from None
+            raise make_denied_error(error, file) from None
         except DamagedDownloadError as error:
             raise BadSample(
                 "corrupt", self.name, None, f"{file} cannot be used: {error}."

@@ -22,7 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 from distbranch.config.paths import is_remote
 from distbranch.errors import UserError, reason_of
 from distbranch.kinds import KINDS, LabelValue
-from distbranch.permissions import denied
+from distbranch.permissions import make_denied_error
 from distbranch.tasks import Task
 
 DATASET_FILE = "dataset.json"
@@ -258,7 +258,7 @@ def _explain_unread(path: str, place: str, error: Exception) -> UserError:
             "GOOGLE_APPLICATION_CREDENTIALS)."
         )
     if isinstance(error, PermissionError):
-        return denied(error)
+        return make_denied_error(error)
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         return UserError(
             f"{path} does not exist, or it is not a packed data set, which is a folder with a {DATASET_FILE}. Pack one with "

@@ -29,9 +29,9 @@ class BestWeights:
         self.is_kept = train.keep == "best"
         self.patience = train.patience
         self.metric = choose_metric(train, info) if train.judges_evaluations else None
-        self.forget()
+        self.clear()
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Begin anew, with a tree that has no evaluation yet."""
         self.iteration = 0
         self.value: float | None = None

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from distbranch.errors import SharedError, UserError
-from distbranch.permissions import denied
+from distbranch.permissions import make_denied_error
 
 T = TypeVar("T")
 MESSAGE_BYTES = 16 * 2**20  # beyond this a message costs its bytes and no longer its number
@@ -211,7 +211,7 @@ def send_to(device: torch.device, tensor: torch.Tensor) -> torch.Tensor:
 def describe_storage_failure(error: OSError) -> str:
     """One sentence about a file that could not be written or read."""
     if isinstance(error, PermissionError):
-        return str(denied(error))
+        return str(make_denied_error(error))
     return (
         f"{error.filename or 'A file of the run'} cannot be written or read ({error.strerror or error}). "
         "Make room or mend the storage, then run the same command again; the checkpoints are intact."

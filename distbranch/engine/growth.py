@@ -123,7 +123,7 @@ class Growth:
 
     def _widen(self, *splits: Split) -> None:
         self.net.widen(*splits)
-        self.state.best.forget()
+        self.state.best.clear()
         if self.state.config.optim.when_widened == "restart":
             self.progress.schedule_start = self.progress.iteration
 

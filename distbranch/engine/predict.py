@@ -13,7 +13,7 @@ from distbranch.data.images import SUFFIXES, UnknownRangeError, convert_to_jpeg,
 from distbranch.engine.artifact import Preprocessing
 from distbranch.errors import UserError, reason_of
 from distbranch.kinds import Answer
-from distbranch.permissions import denied
+from distbranch.permissions import make_denied_error
 from distbranch.tasks import TaskSet
 
 logger = logging.getLogger("distbranch")
@@ -97,7 +97,7 @@ def predict_images(
             except UnknownRangeError as error:
                 raise UserError(f"The image {file} cannot be read: {error}.") from None
             except PermissionError as error:  # the image may be sound
-                raise denied(error) from None
+                raise make_denied_error(error) from None
             except (OSError, ValueError) as error:
                 broken.append(f"{file} ({reason_of(error)})")
         if not images or (broken and on_bad_image == "fail"):

@@ -97,7 +97,7 @@ def write_config(files: RunDirectory, config: Config) -> None:
 
 
 def begins_anew(config: Config) -> bool:
-    """Whether what is there is of another configuration and came to nothing, so that it makes way for this one."""
+    """Whether what is there is of another configuration and trained nothing, so that it makes way for this one."""
     files = RunDirectory(config.run_directory)
     return (
         config.run_url is None and bool(_list_differences(files, config)) and files.is_dispensable

@@ -92,7 +92,7 @@ class TrainingState:
         self._tree: Tree | None = None  # as last asked for
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on from a checkpoint that all ranks share (`share_checkpoint`).
+        """Resume from a checkpoint that all ranks share (`share_checkpoint`).
 
         Raises:
             SharedError: the run was begun with other data.

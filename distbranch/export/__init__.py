@@ -93,7 +93,7 @@ def export(
         require_onnx()
     if RunDirectory(run).config.exists() and not RunDirectory(run).result.exists():
         raise UserError(
-            f"The run {run} has not ended yet, and only a finished one is exported. Go on with it: "
+            f"The run {run} has not ended yet, and only a finished one is exported. Resume it: "
             f"`distbranch train {run / 'config.yaml'}`."
         )
     network, preprocessing = load_model(run)
@@ -113,14 +113,14 @@ def export(
         from distbranch.export import low_precision
 
         val = low_precision.read_val(run, precision)
-    images, described = _images(run, preprocessing)
+    images, described = _choose_images(run, preprocessing)
     write, check = (_write_onnx, _run_onnx) if file_format == "onnx" else (_write_torch, _run_torch)
     scores = {}
-    with _aside(out) as aside:
-        write(aside, network, _metadata(network, preprocessing, input_type), input_type)
+    with _replace_when_written(out) as aside:
+        write(aside, network, _describe_model(network, preprocessing, input_type), input_type)
         parts = [images, images[:1]]  # together and alone, since the batch is of any size
         if network.tasks.dense and _takes_any_size(aside, file_format):
-            parts.append(_crop(images))
+            parts.append(_crop_images(images))
         measure = partial(
             _largest_difference,
             network,
@@ -231,7 +231,9 @@ def default_stem(tasks: Sequence[str] | None) -> str:
     return f"model-{named}"
 
 
-def _metadata(network: Network, preprocessing: Preprocessing, input_type: str) -> dict[str, Any]:
+def _describe_model(
+    network: Network, preprocessing: Preprocessing, input_type: str
+) -> dict[str, Any]:
     height, width = preprocessing.image_size
     kinds = dict.fromkeys(task.kind for task in network.tasks.tasks)
     meanings = [f"{KINDS[kind].meaning} if {kind}" for kind in kinds]
@@ -260,7 +262,7 @@ def _metadata(network: Network, preprocessing: Preprocessing, input_type: str) -
     }
 
 
-def _images(run: Path, preprocessing: Preprocessing) -> tuple[Tensor, str]:
+def _choose_images(run: Path, preprocessing: Preprocessing) -> tuple[Tensor, str]:
     """Images to compare on, uint8 [n, 3, H, W], and where they are from; random ones if the data are not at hand."""
     size = preprocessing.image_size
     try:
@@ -285,7 +287,7 @@ def _images(run: Path, preprocessing: Preprocessing) -> tuple[Tensor, str]:
 
 
 @contextmanager
-def _aside(out: Path) -> Iterator[Path]:
+def _replace_when_written(out: Path) -> Iterator[Path]:
     """A file beside `out` that takes its name if all goes well and vanishes otherwise."""
     aside = out.with_name(f".{os.getpid()}-{out.name}")
     try:
@@ -338,7 +340,7 @@ def _takes_any_size(file: Path, file_format: str) -> bool:
     return not isinstance(shape[2], int)
 
 
-def _crop(images: Tensor) -> Tensor:
+def _crop_images(images: Tensor) -> Tensor:
     """The first two images in another size, which no stride divides: three quarters of the height and of the width, and odd."""
     height, width = (3 * size // 8 * 2 + 1 for size in images.shape[-2:])
     return images[:2, :, :height, :width].contiguous()

@@ -23,7 +23,7 @@ from distbranch.engine.distributed import Ranks
 from distbranch.engine.evaluate import Scores, evaluate_split
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UserError
-from distbranch.export.onnx_graph import quiet
+from distbranch.export.onnx_graph import silence_exporters
 from distbranch.export.onnx_model import OnnxModel
 from distbranch.kinds import KINDS
 from distbranch.maps import AnyOutputs, Outputs
@@ -87,7 +87,7 @@ def lower_precision(
     Input and outputs keep their types.
     """
     whole = onnx.load(file)
-    with quiet():
+    with silence_exporters():
         if precision == "fp16":
             lower = convert_float_to_float16(whole, keep_io_types=True)
             onnx.save(lower, file)

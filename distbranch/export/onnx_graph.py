@@ -33,7 +33,7 @@ def onnx_bytes(network: Network, metadata: dict[str, Any], *, input_type: str) -
         )
     program = trace_network(network, input_type=input_type)
     metadata = with_input_shape(metadata, program)
-    with quiet():
+    with silence_exporters():
         exported = torch.onnx.export(program, dynamo=True, verbose=False)
     assert exported is not None
     model: Any = exported.model_proto
@@ -64,7 +64,7 @@ def _name_outputs(graph: Any, task_names: Sequence[str]) -> None:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def silence_exporters() -> Iterator[None]:
     """Without what exporters and converters tell about their own insides."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)

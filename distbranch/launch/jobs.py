@@ -22,7 +22,7 @@ from distbranch.launch.on_ray.dashboard import JobClient, ask_ray_job
 from distbranch.launch.on_slurm.queue import call_slurm, read_slurm_state
 from distbranch.launch.processes import look_until
 from distbranch.locks import is_held
-from distbranch.permissions import denied, explain_damage
+from distbranch.permissions import explain_damage, make_denied_error
 
 SECONDS_BETWEEN_LOOKS = 1.0  # each asks the queue or the dashboard, which have others to answer too
 SECONDS_OF_SILENCE = (
@@ -66,7 +66,7 @@ def read_job(run_directory: Path) -> Job | None:
     except FileNotFoundError:
         return None
     except PermissionError as error:
-        raise denied(error) from None
+        raise make_denied_error(error) from None
     except (OSError, ValueError, TypeError) as error:
         raise UserError(
             f"{file} cannot be read ({reason_of(error)}). Remove it; the run itself does not need it."

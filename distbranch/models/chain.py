@@ -110,7 +110,7 @@ class _Segment:
     def name(self) -> str:
         """Of its first child that is called, or of its first step."""
         calls = [node for node in self.nodes if node.op == "call_module"]
-        heavy = [node for node in calls if _kind_of(_child(self.module, node)) != "light"]
+        heavy = [node for node in calls if _kind_of(_get_module(self.module, node)) != "light"]
         chosen = next(iter(heavy or calls), None)
         return "steps" if chosen is None else str(chosen.target)
 
@@ -121,13 +121,13 @@ class _Segment:
         rest = [*node.args[1:], *node.kwargs.values()]
         if others or node.op != "call_module" or any(value is not None for value in rest):
             return None
-        return _child(self.module, node) if node.args[:1] == (self.source,) else None
+        return _get_module(self.module, node) if node.args[:1] == (self.source,) else None
 
     @property
     def kind(self) -> Kind:
         """Steps between the children have no weights to speak of, though they may add a position embedding."""
         calls = [node for node in self.nodes if node.op == "call_module"]
-        is_light = all(_kind_of(_child(self.module, node)) == "light" for node in calls)
+        is_light = all(_kind_of(_get_module(self.module, node)) == "light" for node in calls)
         return "light" if is_light else "block"
 
     def build(self) -> nn.Module:
@@ -148,7 +148,7 @@ class _Segment:
         return fx.GraphModule(self.module, graph, "Steps")
 
 
-def _child(module: nn.Module, node: fx.Node) -> nn.Module:
+def _get_module(module: nn.Module, node: fx.Node) -> nn.Module:
     return module.get_submodule(str(node.target))
 
 

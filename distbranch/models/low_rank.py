@@ -27,7 +27,7 @@ from distbranch.tasks import Task
 
 
 @torch.no_grad()
-def factors(weight: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def factorise_weight(weight: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The best [d, k] and [k, n] for a weight [d, n] (Eckart and Young); the singular values are shared evenly.
 
     The left singular vectors are the eigenvectors of W W^T, which for the fc6 of VGG-16 is a fortieth of W itself.
@@ -57,7 +57,7 @@ def low_rank_beginning(wide: WideNetwork, architecture: Architecture) -> dict[st
         check_finite(sized, wide.source, plan.name)
         weight = sized.weight
         k = basis_size(plan.name, weight.shape[1], plan.width, plan.full_width or plan.width)
-        left, right = factors(weight.flatten(1).float(), k)
+        left, right = factorise_weight(weight.flatten(1).float(), k)
         unit = f"units.{plan.name}.0"
         state[f"{unit}.product.basis.weight"] = right.view(k, *weight.shape[1:])
         state[f"{unit}.product.combination.weight"] = left.view(
@@ -68,7 +68,7 @@ def low_rank_beginning(wide: WideNetwork, architecture: Architecture) -> dict[st
             state[f"{unit}.{key}"] = value.float()
     if wide.heads is not None:
         assert architecture.output_basis is not None
-        left, right = factors(wide.heads.weight, architecture.output_basis)
+        left, right = factorise_weight(wide.heads.weight, architecture.output_basis)
         state |= {
             "head_basis.weight": right,
             "heads.weight": left,
@@ -91,7 +91,9 @@ def check_same(wide: WideNetwork, architecture: Architecture) -> None:
                 f"{wide.source} has {len(layer.weight)} units and this one's {plan.width}. Give model.width (or "
                 "model.width_fraction) of that network; for a VGG-16 file both are empty."
             )
-    if wide.heads is not None and _outputs(wide.heads.tasks) != _outputs(architecture.tasks):
+    if wide.heads is not None and _list_outputs(wide.heads.tasks) != _list_outputs(
+        architecture.tasks
+    ):
         theirs, own = (
             {task.name for task in tasks} for tasks in (wide.heads.tasks, architecture.tasks)
         )
@@ -103,5 +105,5 @@ def check_same(wide: WideNetwork, architecture: Architecture) -> None:
         )
 
 
-def _outputs(tasks: Sequence[Task]) -> list[tuple[str, str, tuple[str, ...]]]:
+def _list_outputs(tasks: Sequence[Task]) -> list[tuple[str, str, tuple[str, ...]]]:
     return [(task.name, task.kind, task.classes) for task in tasks]

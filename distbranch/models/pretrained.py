@@ -156,7 +156,7 @@ def read_weights(path: Path, *, bgr: bool = False) -> WideNetwork:
     state = read_named_tensors(path, HOW_TO_GET)
     layers = tuple(
         _as_wide(path, parts)
-        for parts in (*_convolutions(path, state), *_fully_connected(path, state))
+        for parts in (*_list_convolutions(path, state), *_list_fully_connected(path, state))
     )
     _check_shapes(path, layers)
     if bgr:
@@ -168,12 +168,12 @@ def read_weights(path: Path, *, bgr: bool = False) -> WideNetwork:
     return WideNetwork(str(path), "vgg16", layers, (7, 7))
 
 
-def _convolutions(path: Path, state: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+def _list_convolutions(path: Path, state: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
     """The tensors of every convolution, with those of the batch norm that follows it as `norm.weight` and so on."""
     numbers = sorted(
         {int(name.split(".")[1]) for name in state if re.fullmatch(r"features\.\d+\.\w+", name)}
     )
-    modules = [_module(state, f"features.{number}") for number in numbers]
+    modules = [_select_module(state, f"features.{number}") for number in numbers]
     found: list[dict[str, Tensor]] = []
     for module in modules:
         if "running_mean" in module and found:
@@ -189,7 +189,7 @@ def _convolutions(path: Path, state: Mapping[str, Tensor]) -> Iterator[dict[str,
     yield from found
 
 
-def _fully_connected(path: Path, state: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+def _list_fully_connected(path: Path, state: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
     names = next((pair for pair in FULLY_CONNECTED if f"{pair[0]}.weight" in state), None)
     if names is None:
         raise UserError(
@@ -197,11 +197,11 @@ def _fully_connected(path: Path, state: Mapping[str, Tensor]) -> Iterator[dict[s
             f"pre_logits.fc1 and pre_logits.fc2 (timm), found neither. {HOW_TO_GET}"
         )
     for name in names:
-        module = _module(state, name)
+        module = _select_module(state, name)
         yield {key: value.flatten(1) if key == "weight" else value for key, value in module.items()}
 
 
-def _module(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+def _select_module(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
     return {
         key.rpartition(".")[2]: value
         for key, value in state.items()

@@ -102,7 +102,7 @@ def plan_timm(backbone: Backbone) -> Iterator[UnitPlan]:
     Raises:
         UserError: it cannot be made, or it is no chain of units.
     """
-    for name, unit in _chain(backbone).items():
+    for name, unit in _divide_backbone(backbone).items():
         yield UnitPlan(name, unit.width, None, partial(_copy_unit, unit), may_skip=unit.may_skip)
 
 
@@ -127,7 +127,7 @@ def initial_state(backbone: Backbone, generator: torch.Generator) -> dict[str, d
 def unit_states(backbone: Backbone, state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """The state of a model as that of every unit, by its name."""
     states = {}
-    for name, unit in _chain(backbone).items():
+    for name, unit in _divide_backbone(backbone).items():
         states[name] = unit.state_dict()
         for key, origin in unit.origins.items():
             states[name][key] = state[origin]
@@ -136,7 +136,7 @@ def unit_states(backbone: Backbone, state: Mapping[str, Tensor]) -> dict[str, di
 
 @lru_cache(maxsize=3)
 @torch.inference_mode(False)  # they outlive the context that asks for them
-def _chain(backbone: Backbone) -> dict[str, TimmUnit]:
+def _divide_backbone(backbone: Backbone) -> dict[str, TimmUnit]:
     model = make_model(backbone, seed=0)
     origins = {id(tensor): name for name, tensor in model.state_dict(keep_vars=True).items()}
     with torch.device("cpu"):

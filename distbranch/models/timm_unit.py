@@ -69,8 +69,8 @@ class TimmUnit(Unit):
     def __init__(self, parts: Sequence[Part]) -> None:
         super().__init__()
         last = max(number for number, part in enumerate(parts) if part.kind != "light")
-        self.body: nn.Sequential | None = _sequence(parts[: last + 1])
-        self.tail = _sequence(parts[last + 1 :])
+        self.body: nn.Sequential | None = _join_parts(parts[: last + 1])
+        self.tail = _join_parts(parts[last + 1 :])
         self.projection: nn.Module | None = None
         self.given: Given | None = None
         self.origins: dict[str, str] = {}  # the name in the model of every tensor of its state
@@ -121,7 +121,7 @@ def _run(
             norm.groups, norm.num_ways = None, 1
 
 
-def _sequence(parts: Sequence[Part]) -> nn.Sequential:
+def _join_parts(parts: Sequence[Part]) -> nn.Sequential:
     """Named by the last piece of their paths."""
     named: OrderedDict[str, nn.Module] = OrderedDict()
     for part in parts:

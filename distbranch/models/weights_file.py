@@ -22,7 +22,7 @@ from distbranch.errors import UserError, reason_of
 from distbranch.extras import require
 from distbranch.models import timm_chain
 from distbranch.models.backbone import BLOCKS, Backbone
-from distbranch.permissions import denied
+from distbranch.permissions import make_denied_error
 from distbranch.tensor_files import load_tensors
 
 WRAPPERS = ("state_dict", "model")  # keys under which training scripts keep the weights
@@ -92,7 +92,7 @@ def _read_for_timm(backbone: Backbone, place: str, how_to_get: str) -> dict[str,
         file = Path(place)
         state = read_named_tensors(file, how_to_get)
     state = _adapt_state(model, state, place, how_to_get)
-    own = _classifiers(model)
+    own = _list_classifiers(model)
     state = _select(model.state_dict(), state, place, how_to_get, own)
     named: dict[str, Tensor] = {}
     for unit, tensors in timm_chain.unit_states(backbone, state).items():
@@ -108,7 +108,7 @@ def match_colours(backbone: Backbone, mean: Sequence[float], std: Sequence[float
         mean: by which the images of the data are normalised, per colour channel, in 0..1.
         std: likewise.
     """
-    trained = colours(backbone) if backbone.is_of_timm else IMAGENET
+    trained = read_trained_colours(backbone) if backbone.is_of_timm else IMAGENET
     if trained == (tuple(mean), tuple(std)):
         return replace(backbone, input_affine=None)
     scale = tuple(own / theirs for own, theirs in zip(std, trained[1], strict=True))
@@ -191,7 +191,7 @@ def _name_first(names: Sequence[str]) -> str:
 # ---- of timm
 
 
-def colours(backbone: Backbone) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def read_trained_colours(backbone: Backbone) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and deviation of every colour channel, in 0..1, that the weights of a model were trained with."""
     config = require("timm", "timm", "A backbone of timm").get_pretrained_cfg(
         backbone.source.removeprefix(timm_chain.PREFIX)
@@ -203,7 +203,7 @@ def colours(backbone: Backbone) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return tuple(config.mean), tuple(config.std)
 
 
-def _classifiers(model: nn.Module) -> tuple[str, ...]:
+def _list_classifiers(model: nn.Module) -> tuple[str, ...]:
     """The names of the modules of a model that give its own classes."""
     names = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
     return (names,) if isinstance(names, str) else tuple(names)
@@ -296,7 +296,7 @@ def _load(path: Path, how_to_get: str) -> Any:
             "Save the weights alone, with `torch.save(model.state_dict(), FILE)`, or as .safetensors."
         ) from None
     except PermissionError as error:
-        raise denied(error) from None
+        raise make_denied_error(error) from None
     except (OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
         raise UserError(
             f"The weights file {path} is damaged or cannot be read ({reason_of(error)[:200]}). {how_to_get}"

@@ -13,7 +13,7 @@ import yaml
 
 from distbranch.errors import UserError
 from distbranch.metrics import list_metrics
-from distbranch.permissions import denied
+from distbranch.permissions import make_denied_error
 from distbranch.report.console import SIZES, compute_seed_means, format_column
 
 COSTS = {
@@ -44,7 +44,7 @@ class SweepFiles:
     def keys(self) -> list[str]:
         """What was varied when the rows were written, without the seed: the variant if there are some, then dotted keys.
 
-        A sweep that goes on with more keys says so in its configuration at once, and in its rows when it ends.
+        A sweep resumed with more keys says so in its configuration at once, and in its rows when it ends.
         """
         columns = list(self.rows.columns)
         return columns[columns.index("reason") + 1 : columns.index("seed")]
@@ -149,7 +149,7 @@ def read_sweep(directory: Path | str) -> SweepFiles:
             f"The sweep {path} has no {name} yet: `distbranch sweep` writes it when it ends or is stopped."
         ) from None
     except PermissionError as error:
-        raise denied(error) from None
+        raise make_denied_error(error) from None
     except (OSError, ValueError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"The files of the sweep {path} cannot be read ({reason}).") from None

@@ -18,11 +18,11 @@ from typing import Annotated
 
 import numpy as np
 import typer
-from command_line import parse_counts, run_as_command
+from command_line import run_as_command
 from PIL import Image
 from plain_reading import plain_batches
 
-from distbranch.cli.terminal import parse_size, show_rows
+from distbranch.cli.terminal import parse_counts, parse_size, show_rows
 from distbranch.config.paths import is_remote
 from distbranch.data.loader import eval_loader
 from distbranch.data.pack import pack

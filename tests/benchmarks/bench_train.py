@@ -20,14 +20,14 @@ import numpy as np
 import torch
 import torch.multiprocessing as multiprocessing
 import typer
-from command_line import parse_counts, run_as_command
+from command_line import run_as_command
 from naive_loop import bench_naive
 from planted_trees import build_thin_and_tree, planted_statistics
 from timed_step import make_batch, make_training_step, time_steps
 from torch import Tensor
 
 from distbranch.bench.candidates import branch_counts, numbered_tasks
-from distbranch.cli.terminal import parse_size, show_rows
+from distbranch.cli.terminal import parse_counts, parse_size, show_rows
 from distbranch.config import Config, load_config
 from distbranch.data.plan import positions_of_rank
 from distbranch.engine.artifact import Preprocessing

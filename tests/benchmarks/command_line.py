@@ -9,7 +9,6 @@ from typing import Any
 
 import typer
 
-from distbranch.cli.terminal import numbers
 from distbranch.errors import UsageError, UserError
 
 
@@ -37,11 +36,3 @@ def create_work_folder(folder: Path | None) -> Iterator[Path]:
         ) from None
     with created as place:
         yield Path(place)
-
-
-def parse_counts(text: str, option: str, *, least: int = 0) -> list[int]:
-    """Whole numbers from `least` on, separated by commas."""
-    counts = numbers(text, option)
-    if not counts or min(counts) < least:
-        raise UsageError(f"{option} should be numbers from {least} on, found '{text}'.")
-    return counts

@@ -107,4 +107,4 @@ def replace_alpha(method: MethodConfig, alpha: float) -> MethodConfig:
 def test_what_cannot_be_trained_is_refused() -> None:
     ended = run_benchmark("bench_train.py", "--threads", "0")
     assert ended.code == 2
-    assert "--threads should be numbers from 1 on" in ended.err
+    assert "--threads should be whole numbers from 1 on" in ended.err

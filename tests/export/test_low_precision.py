@@ -13,7 +13,7 @@ from tiny_world import assert_one_sentence, nothing_overwritten, run_command
 import distbranch
 from distbranch.engine.artifact import Preprocessing
 from distbranch.errors import UserError
-from distbranch.export import _metadata
+from distbranch.export import _describe_model
 from distbranch.export.low_precision import answered_by, check_scores
 from distbranch.export.onnx_graph import onnx_bytes
 from distbranch.export.onnx_model import OnnxModel
@@ -69,7 +69,9 @@ def test_a_network_answers_as_a_file_does_also_pixel_by_pixel(tmp_path: Path) ->
     of_file.init(torch.Generator().manual_seed(7))
     how = Preprocessing("pil", (40, 48), (0.5,) * 3, (0.25,) * 3)
     file = tmp_path / "of.onnx"
-    file.write_bytes(onnx_bytes(of_file, _metadata(of_file, how, "uint8"), input_type="uint8"))
+    file.write_bytes(
+        onnx_bytes(of_file, _describe_model(of_file, how, "uint8"), input_type="uint8")
+    )
     images = torch.arange(2 * 3 * 40 * 48).view(2, 3, 40, 48).remainder(251).to(torch.uint8)
     with torch.no_grad():
         before = network(images, flat=True)

@@ -7,7 +7,7 @@ from torch import nn
 from distbranch.branching.tree import Split
 from distbranch.errors import UserError
 from distbranch.models.architecture import Architecture, multiply_adds, num_parameters, num_weights
-from distbranch.models.low_rank import factors, low_rank_beginning
+from distbranch.models.low_rank import factorise_weight, low_rank_beginning
 from distbranch.models.network import Network, restrict
 from distbranch.models.pretrained import WideLayer, WideNetwork, wide_network
 from distbranch.tasks import Task
@@ -87,7 +87,7 @@ def test_weights_and_multiply_adds_are_those_of_the_network(width: int) -> None:
 
 def test_factors_are_the_best_of_their_rank() -> None:
     weight = torch.randn(30, 50, generator=torch.Generator().manual_seed(0))
-    left, right = factors(weight, 7)
+    left, right = factorise_weight(weight, 7)
     assert left.shape == (30, 7)
     assert right.shape == (7, 50)
     lost = torch.linalg.svdvals(weight)[7:].square().sum().sqrt()
@@ -95,7 +95,7 @@ def test_factors_are_the_best_of_their_rank() -> None:
 
 
 def test_factors_of_a_weight_of_lower_rank_are_finite() -> None:
-    left, right = factors(torch.ones(6, 9), 4)
+    left, right = factorise_weight(torch.ones(6, 9), 4)
     torch.testing.assert_close(left @ right, torch.ones(6, 9))
 
 

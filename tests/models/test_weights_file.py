@@ -13,7 +13,7 @@ from distbranch.errors import UserError
 from distbranch.models.architecture import Architecture
 from distbranch.models.backbone import Backbone
 from distbranch.models.network import Network
-from distbranch.models.weights_file import colours, match_colours, read_pretrained
+from distbranch.models.weights_file import match_colours, read_pretrained, read_trained_colours
 from distbranch.tasks import Task
 
 TASKS = (Task("a"), Task("b"))
@@ -65,7 +65,7 @@ def test_the_network_computes_on_pixels_what_the_model_of_the_file_does(
     network = load(backbone, tmp_path / "weights.pth")
     images = torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8)
 
-    mean, std = colours(backbone) if backbone.is_of_timm else IMAGENET
+    mean, std = read_trained_colours(backbone) if backbone.is_of_timm else IMAGENET
     normalised = (images / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
     features = model.forward_head(model.forward_features(normalised), pre_logits=True)  # type: ignore[operator]
     expected = features @ network.heads.weight.t() + network.heads.bias

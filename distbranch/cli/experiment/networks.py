@@ -26,7 +26,7 @@ from distbranch.cli.terminal import (
     Overrides,
     add_given_plugins,
     console,
-    numbers,
+    parse_counts,
     print_plain,
     run_folder,
     show_wide,
@@ -114,7 +114,7 @@ def experiment_company(
     """
     from distbranch.experiments.equal_cost import design_equal_cost
 
-    line = numbers(widths, "--widths")
+    line = parse_counts(widths, "--widths")
     if len(set(line)) < 2 or 0 in line:
         raise UsageError(
             f"--widths should be at least two numbers from 1 on, such as 8,16,32, found '{widths}'."
@@ -128,7 +128,7 @@ def experiment_company(
         metric=metric,
         split=split,
         uneven=[_read_two_widths(text) for text in pairs if text != NEAREST],
-        nearest_to_seed=numbers(seeds)[0] if NEAREST in pairs else None,
+        nearest_to_seed=parse_counts(seeds)[0] if NEAREST in pairs else None,
         beside=[Path(file) for file in split_names(beside)],
         against=split_names(against),
     )

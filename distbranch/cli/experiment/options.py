@@ -8,7 +8,7 @@ import typer
 
 from distbranch.cli.terminal import (
     console,
-    numbers,
+    parse_counts,
     print_plain,
     show_wide,
 )
@@ -78,7 +78,7 @@ def run_and_display(
     from distbranch.experiments.runner import run_experiment
     from distbranch.report.progress import SweepDisplay
 
-    chosen = None if seeds is None else numbers(seeds)
+    chosen = None if seeds is None else parse_counts(seeds)
     return run_experiment(
         experiment, overrides, seeds=chosen, jobs=jobs, name=name, report=SweepDisplay(console)
     )

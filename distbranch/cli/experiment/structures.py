@@ -21,7 +21,7 @@ from distbranch.cli.terminal import (
     Overrides,
     RunArgument,
     console,
-    numbers,
+    parse_counts,
     run_folder,
 )
 
@@ -105,7 +105,7 @@ def experiment_affinities(
     from distbranch.report.progress import SweepDisplay
 
     own = overrides or []
-    first_seed = numbers(seeds)[0]
+    first_seed = parse_counts(seeds)[0]
     wanted: dict[str, Any] = {
         "kinds": split_names(kinds),
         "num_groups": groups,
@@ -182,7 +182,7 @@ def experiment_initialisation(
     jobs: Jobs = None,
     name: Name = None,
 ) -> None:
-    """Begin the same run by SOMP, by largest norm, with filters drawn by lot, and at random; compare the curves.
+    """Begin the same run by SOMP, by largest norm, from random rows of the wide network and from random weights; compare the curves.
 
     Examples:
     `distbranch experiment initialisation configs/fps-thin-16.yaml --pretrained runs/fps-vgg-wide-seed0 --two-thirds`
@@ -217,7 +217,7 @@ def experiment_births(
     from distbranch.experiments.births import design_births
 
     own = overrides or []
-    experiment = design_births(config, groups, numbers(at, "--at"), own, split=split)
+    experiment = design_births(config, groups, parse_counts(at, "--at"), own, split=split)
     run_and_show(experiment, own, seeds=seeds, jobs=jobs, name=name)
 
 
@@ -239,5 +239,5 @@ def experiment_planted(
 
     own = overrides or []
     # Every seed is a variant of its own, for its data are others.
-    experiment = design_planted_truth(config, numbers(seeds), own)
+    experiment = design_planted_truth(config, parse_counts(seeds), own)
     run_and_show(experiment, own, seeds=None, jobs=jobs, name=name)

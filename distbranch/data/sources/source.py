@@ -21,7 +21,7 @@ from distbranch.data.images import (
 )
 from distbranch.data.shards import Labels, LeftOut, Sample
 from distbranch.errors import UserError
-from distbranch.permissions import denied
+from distbranch.permissions import make_denied_error
 from distbranch.tasks import Task
 
 logger = logging.getLogger("distbranch")
@@ -174,7 +174,7 @@ def explain_unreadable(what: str) -> Iterator[None]:
     try:
         yield
     except PermissionError as error:
-        raise denied(error) from None
+        raise make_denied_error(error) from None
     except OSError as error:
         raise UserError(f"{what} cannot be read: {error.strerror or error}.") from None
 

@@ -108,10 +108,10 @@ def _cut_patch(scene: Scene, hits: Hits, colour: Floats, pixels: Ints) -> Patch:
 
 
 def _mix(first: Floats, second: Sequence[float], where: NDArray[np.bool_]) -> Floats:
-    return np.where(where, _column(*second), first)
+    return np.where(where, _make_column(*second), first)
 
 
-def _column(*numbers: float) -> Floats:
+def _make_column(*numbers: float) -> Floats:
     return np.array(numbers, np.float32)[:, None]
 
 
@@ -121,25 +121,25 @@ def _choose(colours: Sequence[Sequence[float]], shares: Floats) -> Floats:
     return table[:, (shares * table.shape[1]).astype(int)]
 
 
-def _line(x: Floats, period: float, width: float) -> NDArray[np.bool_]:
+def _find_lines(x: Floats, period: float, width: float) -> NDArray[np.bool_]:
     """Whether x lies on one of the lines of a `width` that repeat every `period`."""
     is_line: NDArray[np.bool_] = np.abs(x / period - np.round(x / period)) * period < width / 2
     return is_line
 
 
-def _stripes(patch: Patch) -> Floats:
+def _paint_stripes(patch: Patch) -> Floats:
     bands = np.sign(np.sin(patch.u * (2 * np.pi / 0.16)))
     colour: Floats = patch.colour * (1 + 0.12 * bands)
     return colour
 
 
-def _weave(patch: Patch) -> Floats:
+def _paint_weave(patch: Patch) -> Floats:
     knots = np.sin(patch.u * (2 * np.pi / 0.05)) * np.sin(patch.v * (2 * np.pi / 0.05))
     colour: Floats = patch.colour * (1 + 0.07 * knots)
     return colour
 
 
-def _grain(patch: Patch) -> Floats:
+def _paint_grain(patch: Patch) -> Floats:
     """Rings of wood, cut lengthwise: far longer along the face than across it."""
     bend = 1.6 * np.sin(patch.u * 2.3 + patch.phase % 7) + 0.7 * np.sin(patch.u * 6.1)
     rings = np.sin(patch.v * 55 + bend + patch.phase % 11)
@@ -148,7 +148,7 @@ def _grain(patch: Patch) -> Floats:
     return colour
 
 
-def _squares(patch: Patch) -> Floats:
+def _paint_squares(patch: Patch) -> Floats:
     """Patchwork: squares of 0.24 m in two shades, sewn together."""
     columns = np.floor(patch.u / 0.24)
     rows = np.floor(patch.v / 0.24)
@@ -157,7 +157,7 @@ def _squares(patch: Patch) -> Floats:
     return patch.colour * shade
 
 
-def _wall(patch: Patch) -> Floats:
+def _paint_wall(patch: Patch) -> Floats:
     """Wallpaper with faint stripes above a skirting board."""
     paper = patch.colour * (1 + 0.018 * np.sign(np.sin(patch.u * (2 * np.pi / 0.34))))
     # The origin of a wall is its middle, so the height comes from the share.
@@ -166,26 +166,26 @@ def _wall(patch: Patch) -> Floats:
     return np.where(np.abs(above - 0.115) < 0.012, 0.6 * board, board)
 
 
-def _planks(patch: Patch) -> Floats:
+def _paint_planks(patch: Patch) -> Floats:
     board = np.floor(patch.u / 0.15)
     along = patch.v / 1.2 + hash_cells(patch.phase, board)
     shade = 0.80 + 0.34 * hash_cells(patch.phase, board, np.floor(along))
     grain = np.sin(patch.u * 160 + 2.5 * np.sin(patch.v * 3.1 + board) + board)
-    gap = _line(patch.u, 0.15, 0.012) | _line(along, 1.0, 0.01)
+    gap = _find_lines(patch.u, 0.15, 0.012) | _find_lines(along, 1.0, 0.01)
     return patch.colour * np.where(gap, 0.52, shade * (1 + 0.05 * grain))
 
 
-def _tiles(patch: Patch) -> Floats:
+def _paint_tiles(patch: Patch) -> Floats:
     """Tiles of 0.4 m with pale joints, every other a little darker."""
     columns = np.floor(patch.u / 0.4)
     rows = np.floor(patch.v / 0.4)
     shade = np.where((columns + rows) % 2 == 0, 1.06, 0.86)
     shade *= 0.95 + 0.10 * hash_cells(patch.phase, columns, rows)
-    joint = _line(patch.u, 0.4, 0.018) | _line(patch.v, 0.4, 0.018)
+    joint = _find_lines(patch.u, 0.4, 0.018) | _find_lines(patch.v, 0.4, 0.018)
     return patch.colour * np.where(joint, 0.66, shade)
 
 
-def _books(patch: Patch) -> Floats:
+def _paint_books(patch: Patch) -> Floats:
     """Spines of several colours and heights; above them the dark of the shelf."""
     place = patch.u / 0.042 + 0.35 * np.sin(patch.u * 31)
     book = np.floor(place)
@@ -201,7 +201,7 @@ def _books(patch: Patch) -> Floats:
     return _mix(colour, (0.035, 0.028, 0.022), (patch.b > top) & (patch.axis == 1))
 
 
-def _picture(patch: Patch) -> Floats:
+def _paint_picture(patch: Patch) -> Floats:
     """A framed abstract: a ground in two colours, a sun, a hill and a bar, on white card."""
     a = patch.a / 0.72
     b = patch.b / 0.72
@@ -224,10 +224,10 @@ def _in_pane(patch: Patch) -> NDArray[np.bool_]:
     return is_pane
 
 
-def _window(patch: Patch) -> Floats:
+def _paint_window(patch: Patch) -> Floats:
     """Sky over hills behind four panes."""
     haze = (0.5 * (patch.b + 1)).clip(0, 1)
-    sky = _column(0.62, 0.80, 0.95) * (1 - haze) + _column(0.28, 0.52, 0.90) * haze
+    sky = _make_column(0.62, 0.80, 0.95) * (1 - haze) + _make_column(0.28, 0.52, 0.90) * haze
     cloud = np.sin(3.1 * patch.a + patch.phase % 5) + np.sin(7 * patch.b + 2 * patch.a)
     sky = np.where((cloud > 1.1) & (patch.b > 0), 0.25 * sky + 0.68, sky)
     far = -0.12 + 0.14 * np.sin(2.2 * patch.a + patch.phase % 13)
@@ -238,19 +238,19 @@ def _window(patch: Patch) -> Floats:
     return np.where(_in_pane(patch) & ~bars, view, patch.colour)
 
 
-def _screen(patch: Patch) -> Floats:
+def _paint_screen(patch: Patch) -> Floats:
     """Dark glass with the reflection of a window, or, for every other set, a landscape being shown."""
     glass = _mix(patch.colour, BLACK, _in_pane(patch))
     shine = _in_pane(patch) & (np.abs(patch.a + 0.5 * patch.b - 0.35) < 0.16)
     glass = np.where(shine, glass + 0.06, glass)
-    sky = _column(0.12, 0.26, 0.46) * (patch.b + 1.2)
+    sky = _make_column(0.12, 0.26, 0.46) * (patch.b + 1.2)
     sun = (patch.a - 0.35) ** 2 * 2.5 + (patch.b - 0.2) ** 2 < 0.10
     shown = _mix(sky, (0.95, 0.62, 0.20), sun)
     shown = _mix(shown, (0.07, 0.20, 0.13), patch.b < -0.35 + 0.25 * np.sin(4 * patch.a))
     return np.where(_in_pane(patch) & (patch.phase % 2 == 0), shown, glass)
 
 
-def _rug(patch: Patch) -> Floats:
+def _paint_rug(patch: Patch) -> Floats:
     """A border, a band inside it, and rhombs in the field."""
     border = np.maximum(np.abs(patch.a), np.abs(patch.b))
     rhombs = np.abs((2.5 * patch.a) % 2 - 1) + np.abs((2.5 * patch.b) % 2 - 1) < 0.62
@@ -261,18 +261,18 @@ def _rug(patch: Patch) -> Floats:
     return np.where(border > 0.93, 0.55 * patch.colour, colour)
 
 
-def _doors(patch: Patch) -> Floats:
+def _paint_doors(patch: Patch) -> Floats:
     """Two doors side by side with a panel each; wood elsewhere."""
     return _set_panels(patch, np.abs(patch.a) * 2 - 1, patch.b)
 
 
-def _drawers(patch: Patch) -> Floats:
+def _paint_drawers(patch: Patch) -> Floats:
     """Three drawers one above the other."""
     return _set_panels(patch, patch.a, (1.5 * (patch.b + 1)) % 2 - 1)
 
 
 def _set_panels(patch: Patch, a: Floats, b: Floats) -> Floats:
-    wood = _grain(patch)
+    wood = _paint_grain(patch)
     rim = np.maximum(np.abs(a), np.abs(b))
     front = patch.axis == 1
     wood = np.where(front & (rim > 0.70), 0.92 * wood, wood)
@@ -280,13 +280,13 @@ def _set_panels(patch: Patch, a: Floats, b: Floats) -> Floats:
     return np.where(front & (rim > 0.955), 0.38 * wood, wood)
 
 
-def _folds(patch: Patch) -> Floats:
+def _paint_folds(patch: Patch) -> Floats:
     waves = np.sin(patch.u * (2 * np.pi / 0.11) + np.sin(patch.v * 2))
     colour: Floats = patch.colour * (0.86 + 0.20 * waves)
     return colour
 
 
-def _ball(patch: Patch) -> Floats:
+def _paint_ball(patch: Patch) -> Floats:
     """Six sectors between the poles of a beach ball, whose axis leans."""
     x, y, z = patch.local
     angle = np.arctan2(y, 0.8 * x + 0.6 * z) + patch.phase % 6
@@ -296,20 +296,20 @@ def _ball(patch: Patch) -> Floats:
 
 
 TEXTURES: dict[Texture, Callable[[Patch], Floats]] = {
-    Texture.STRIPES: _stripes,
-    Texture.WEAVE: _weave,
-    Texture.GRAIN: _grain,
-    Texture.SQUARES: _squares,
-    Texture.WALL: _wall,
-    Texture.PLANKS: _planks,
-    Texture.TILES: _tiles,
-    Texture.BOOKS: _books,
-    Texture.PICTURE: _picture,
-    Texture.WINDOW: _window,
-    Texture.SCREEN: _screen,
-    Texture.RUG: _rug,
-    Texture.DOORS: _doors,
-    Texture.DRAWERS: _drawers,
-    Texture.FOLDS: _folds,
-    Texture.BALL: _ball,
+    Texture.STRIPES: _paint_stripes,
+    Texture.WEAVE: _paint_weave,
+    Texture.GRAIN: _paint_grain,
+    Texture.SQUARES: _paint_squares,
+    Texture.WALL: _paint_wall,
+    Texture.PLANKS: _paint_planks,
+    Texture.TILES: _paint_tiles,
+    Texture.BOOKS: _paint_books,
+    Texture.PICTURE: _paint_picture,
+    Texture.WINDOW: _paint_window,
+    Texture.SCREEN: _paint_screen,
+    Texture.RUG: _paint_rug,
+    Texture.DOORS: _paint_doors,
+    Texture.DRAWERS: _paint_drawers,
+    Texture.FOLDS: _paint_folds,
+    Texture.BALL: _paint_ball,
 }
