@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from rich.markup import escape
-from rich.table import Table
 from typer import Argument, Option
 
 from distbranch.cli.terminal import (
@@ -20,6 +19,7 @@ from distbranch.cli.terminal import (
     show_wide,
 )
 from distbranch.config.paths import is_remote
+from distbranch.report.tables import start_table
 from distbranch.errors import UsageError
 
 if TYPE_CHECKING:  # loads torch
@@ -208,7 +208,9 @@ def doctor(
     from distbranch.launch.doctor import Finding, check_machine, raise_if_wrong
 
     findings = [*check_machine(storage), Finding("site file", *describe_site_file())]
-    table = Table("", "what", "found", "what to do")
+    table = start_table()
+    for head in ("", "what", "found", "what to do"):
+        table.add_column(head, overflow="fold")
     for finding in findings:
         mark = "[red]x[/red]" if finding.advice else "[green]ok[/green]"
         table.add_row(mark, *map(escape, (finding.what, finding.found, finding.advice)))
