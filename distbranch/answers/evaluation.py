@@ -28,10 +28,12 @@ from distbranch.answers.sheets import (
     open_images,
     write_sheet,
 )
-from distbranch.config.paths import check_can_be_written
+from distbranch.config.paths import check_can_be_written, is_remote, join_url
 from distbranch.engine.answer_pictures import fill_folder
 from distbranch.engine.artifact import DESCRIPTION, save_thresholds
 from distbranch.engine.distributed import Ranks
+from distbranch.engine.remote_run import RemoteRun
+from distbranch.engine.results import find_run_folder
 from distbranch.engine.run_directory import RunDirectory, replaced_atomically
 from distbranch.engine.session import load_evaluation
 from distbranch.errors import UsageError, UserError, reason_of
@@ -49,16 +51,16 @@ TASKS_SHOWN = 4  # below a photograph that a group finds difficult
 
 @dataclass(frozen=True)
 class AnsweredRun:
-    """What `answer_run` found: {task: finding} on `split`, and the folder with the files."""
+    """What `answer_run` found: {task: finding} on `split`, and the folder or URL with the files."""
 
     findings: dict[str, Finding]
     split: str
-    folder: Path
+    folder: str
     num_rows: int
 
 
 def answer_run(
-    directory: Path,
+    run: Path | str,
     out: Path,
     *,
     data: str | None = None,
@@ -68,7 +70,7 @@ def answer_run(
     """Write the predictions of a run on val and test, choose thresholds, and write what the answers are worth.
 
     Args:
-        directory: the run, whose model.json keeps the thresholds.
+        run: a folder or a URL, whose model.json keeps the thresholds.
         out: a .parquet or .csv file.
         data: another data set with tasks of the run, to which the run's thresholds are applied; its files come to
             RUN/answers/<its name>.
@@ -79,9 +81,11 @@ def answer_run(
         UsageError: another kind of file.
         UserError: no such run, splits or data; other tasks; samples that cannot be read; a place that cannot be written.
     """
+    url = str(run) if is_remote(str(run)) else None
     if out.suffix.lower() not in SUFFIXES:
         raise UsageError(f"--out should end in {' or '.join(SUFFIXES)}, found {out}.")
     check_can_be_written(out)
+    directory = find_run_folder(run)
     network, config, info = load_evaluation(directory, data)
     network.to(Ranks.alone().device)
     files = RunDirectory(directory)
@@ -115,7 +119,11 @@ def answer_run(
             sheet.unlink()
     if data is None:
         _keep_thresholds(directory, answers.thresholds)
-    return AnsweredRun(answers.findings, answers.split, folder, len(answers.places))
+    changed = [files.answers, files.model / DESCRIPTION]
+    names = [str(file.relative_to(directory)) for file in changed if file.exists()]
+    RemoteRun(url, directory).upload_files(*names)
+    place = join_url(url, str(folder.relative_to(directory))) if url else str(folder)
+    return AnsweredRun(answers.findings, answers.split, place, len(answers.places))
 
 
 def list_groups(network: Network) -> list[list[str]]:

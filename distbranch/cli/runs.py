@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from rich.markup import escape
-from rich.table import Table
 from typer import Argument, Option
 
 from distbranch.cli.terminal import (
@@ -19,8 +18,8 @@ from distbranch.cli.terminal import (
     show_pairs,
     show_wide,
 )
-from distbranch.config.paths import is_remote
 from distbranch.errors import UsageError
+from distbranch.report.tables import start_table
 
 if TYPE_CHECKING:  # loads torch
     from distbranch.engine.results import RunResult
@@ -148,11 +147,7 @@ def _write_answers(run: str, out: Path, **options: Any) -> None:
     from distbranch.report.answers import tabulate_answers
     from distbranch.report.tables import render_rich
 
-    if is_remote(run):
-        raise UsageError(
-            f"--out needs a run in a folder of this machine, which keeps the answers, found {run}. Copy the run first."
-        )
-    done = answer_run(Path(run), out, **options)
+    done = answer_run(run, out, **options)
     console.print(render_rich(tabulate_answers(done.findings, in_brief=True)))
     print_plain(f"{out}: predictions of {done.num_rows:,} images")
     told = (
@@ -208,7 +203,9 @@ def doctor(
     from distbranch.launch.doctor import Finding, check_machine, raise_if_wrong
 
     findings = [*check_machine(storage), Finding("site file", *describe_site_file())]
-    table = Table("", "what", "found", "what to do")
+    table = start_table()
+    for head in ("", "what", "found", "what to do"):
+        table.add_column(head, overflow="fold")
     for finding in findings:
         mark = "[red]x[/red]" if finding.advice else "[green]ok[/green]"
         table.add_row(mark, *map(escape, (finding.what, finding.found, finding.advice)))

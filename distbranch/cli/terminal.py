@@ -16,6 +16,7 @@ from typer import Argument
 
 from distbranch.config.paths import is_remote
 from distbranch.errors import UsageError, UserError
+from distbranch.report.tables import start_table
 
 console = Console()
 errors = Console(stderr=True)
@@ -130,10 +131,10 @@ def print_piece(piece: str) -> None:
 
 
 def build_table(
-    rows: Sequence[Mapping[str, Any]], *, num_texts: int | None = None, title: str | None = None
+    rows: Sequence[Mapping[str, Any]], *, num_texts: int | None = None, title: str = ""
 ) -> Table:
     """A table of rows with the same keys, which head the columns; those after the first `num_texts` are numbers."""
-    table = Table(title=title)
+    table = start_table(title)
     for number, name in enumerate(rows[0]):
         is_number = num_texts is not None and number >= num_texts
         # Folded, for a key that is cut could not be copied.
@@ -166,7 +167,7 @@ def show_wide(table: Table) -> None:
 
 def show_pairs(pairs: Iterable[tuple[str, str]]) -> None:
     """A table of what was asked about and the answer."""
-    table = Table(show_header=False)
+    table = start_table(has_heads=False)
     for pair in pairs:
         table.add_row(*map(escape, pair))
     console.print(table)

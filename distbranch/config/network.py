@@ -159,9 +159,7 @@ class ModelConfig(Section):
     def pretrained_file(self) -> str | None:
         """The path in `pretrained`; None for weights that are downloaded."""
         place = self.pretrained
-        if place is None or place == OF_TIMM or place.startswith(HUB):
-            return None
-        return place
+        return None if place is None or is_fetched(place) else place
 
     @property
     def width_text(self) -> str:
@@ -171,6 +169,11 @@ class ModelConfig(Section):
         if self.width_fraction is not None:
             return f"{self.width_fraction:g} of the full width"
         return "full width" if self.widths is None else f"widths {describe_widths(self.widths)}"
+
+
+def is_fetched(place: str) -> bool:
+    """Whether pretrained weights are fetched from the hub, and are no file."""
+    return place == OF_TIMM or place.startswith(HUB)
 
 
 def describe_widths(widths: Iterable[int]) -> str:

@@ -81,6 +81,8 @@ def check_can_be_written(out: Path) -> None:
     Raises:
         UserError: it cannot.
     """
+    if re.match(r"\w\w+:/", str(out)):  # `Path` has one slash of a URL
+        raise UserError(f"--out should be a file of this machine, found {out}, which is at a URL.")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         if out.is_dir():

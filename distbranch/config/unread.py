@@ -147,4 +147,9 @@ def _list_unread_of_scouts(config: Config) -> list[str]:
         if name in KEYS_OF_PRICES:
             reason = "what a tree may cost is given by method.budget"
         told.append(f"method.{name}={value} has no effect: {reason}.")
+    when = config.optim.when_widened
+    if when != type(config.optim).model_fields["when_widened"].default:
+        told.append(
+            f"optim.when_widened={when} has no effect: with method.begin=anew no layer divides while the run trains."
+        )
     return told

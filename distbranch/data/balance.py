@@ -6,8 +6,10 @@ factors, as in LVIS: Gupta et al. 2019): whole shards are still read one after t
 """
 
 import logging
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing, suppress
+from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -53,11 +55,26 @@ def check_balance(powers: Mapping[str, float], info: DatasetInfo) -> None:
             )
 
 
-def read_balances(data: DataConfig, info: DatasetInfo, cache: Cache | None) -> list[Balance | None]:
+def _run_here(work: Callable[[], Any]) -> Any:
+    return work()
+
+
+def read_balances(
+    data: DataConfig,
+    info: DatasetInfo,
+    cache: Cache | None,
+    run_once: Callable[[Callable[[], Any]], Any] = _run_here,
+) -> list[Balance | None]:
     """How the training samples of every data set are balanced, each by itself; None where it lacks the tasks.
 
     All label files are read for it, some 10,000 a second. Those that cannot be read count as unlabelled here: the loader
     says so, or leaves them out.
+
+    Args:
+        data: says what is balanced.
+        info: a data set, or several as one.
+        cache: of data sets at a URL.
+        run_once: gives all processes of a run what one of them finds; it is called shard by shard, so that none waits long.
     """
     found: list[Balance | None] = []
     for member in info.members:
@@ -65,17 +82,11 @@ def read_balances(data: DataConfig, info: DatasetInfo, cache: Cache | None) -> l
         if not balanced:
             found.append(None)
             continue
-        classes = _read_classes(member, balanced, cache)
+        classes = _read_classes(member, balanced, cache, run_once)
         rows, groups, sizes = np.unique(classes, axis=0, return_inverse=True, return_counts=True)
         powers = [data.balance[task.name] for task in balanced]
-        rates, missed = find_rates(rows, sizes, powers)
-        if missed > _PRECISION:
-            logger.warning(
-                "The frequencies of data.balance cannot all be had at once in %s: some class comes %.0f %% more or less often than "
-                "asked. Name fewer tasks, or give lower powers.",
-                member.path,
-                100 * missed,
-            )
+        # Other machines would have other rates in the last bit.
+        rates = run_once(partial(_ask_rates, rows, sizes, powers, member.path))
         found.append(Balance(groups.reshape(-1), rates))
     return found
 
@@ -114,6 +125,18 @@ def find_rates(classes: Ints, sizes: Ints, powers: Sequence[float]) -> tuple[Flo
     return rates.astype(np.float64), missed
 
 
+def _ask_rates(classes: Ints, sizes: Ints, powers: Sequence[float], place: str) -> Floats:
+    rates, missed = find_rates(classes, sizes, powers)
+    if missed > _PRECISION:
+        logger.warning(
+            "The frequencies of data.balance cannot all be had at once in %s: some class comes %.0f %% more or less often than "
+            "asked. Name fewer tasks, or give lower powers.",
+            place,
+            100 * missed,
+        )
+    return rates
+
+
 def describe_balance(counts: Counts, power: float) -> str:
     """How frequent classes are, and are asked to be, the rarest first: `hat 1.2 % -> 50.0 %, none 98.8 % -> 50.0 %`."""
     found = {name: count for name, count in counts.items() if count and name != "unlabelled"}
@@ -131,28 +154,39 @@ def describe_balance(counts: Counts, power: float) -> str:
     return ", ".join(shares)
 
 
-def _read_classes(info: DatasetInfo, balanced: Sequence[Task], cache: Cache | None) -> Ints:
+def _read_classes(
+    info: DatasetInfo,
+    balanced: Sequence[Task],
+    cache: Cache | None,
+    run_once: Callable[[Callable[[], Any]], Any],
+) -> Ints:
     """The class of every training sample for every task [N, B], in the order of the shards."""
     columns = [info.tasks.index(task) for task in balanced]
-    shards = info.splits["train"].shards
-    labels = np.full((info.splits["train"].num_samples, len(columns)), np.nan)
-    row = 0
     source = ShardSource.from_split(info, "train")
     with closing(ShardReader([source], cache, max_open=1)) as reader:
-        for number, shard in enumerate(shards):
-            for sample in range(shard.num_samples):
-                try:
-                    opened = reader.open_shard(number)
-                    labels[row] = opened.read_labels(sample, info.tasks)[columns]
-                except BadSample:
-                    pass  # stays unlabelled
-                row += 1
+        labels = np.concatenate(
+            [
+                run_once(partial(_read_shard, reader, number, shard.num_samples, info, columns))
+                for number, shard in enumerate(source.shards)
+            ]
+        )
     for column, task in enumerate(balanced):
         if KINDS[task.kind].is_share:
             # Soft labels are yes from 0.5 on; a comparison would make "no" of what is unlabelled.
             labels[:, column] = np.floor(labels[:, column] + 0.5)
     classes: Ints = np.nan_to_num(labels, nan=UNLABELLED).astype(np.int64)
     return classes
+
+
+def _read_shard(
+    reader: ShardReader, number: int, num_samples: int, info: DatasetInfo, columns: Sequence[int]
+) -> Floats:
+    """The labels of a shard [num_samples, B]; NaN where there is none, or it cannot be read."""
+    labels = np.full((num_samples, len(columns)), np.nan)
+    for sample in range(num_samples):
+        with suppress(BadSample):
+            labels[sample] = reader.open_shard(number).read_labels(sample, info.tasks)[columns]
+    return labels
 
 
 def _has_classes(task: Task) -> bool:

@@ -39,8 +39,8 @@ def open_training(
     options = _read_loader_options(info, data, ranks, image_size)
     balances: list[Balance | None] = []
     if any(data.balance.values()):
-        # One rank reads the labels for all, which so have the same rates to the last bit.
-        balances = ranks.run_on_rank_zero(lambda: read_balances(data, info, options["cache"]))
+        # One rank reads the labels for all: a shard at a time, for the others wait no longer than launch.timeout_min.
+        balances = read_balances(data, info, options["cache"], ranks.run_on_rank_zero)
     return train_loader(
         info,
         "train",

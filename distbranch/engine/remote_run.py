@@ -201,10 +201,18 @@ class RemoteRun:
                     os.utime(file, ns=(changed_at, changed_at))
 
     def upload_files(self, *names: str) -> None:
-        """Upload some files of a run that another process may be training."""
-        if self.url is not None:
-            with self._explain_failure("written", ADVICE_BEFORE):
-                _call_together(self._upload_file, names)
+        """Make files and folders at the URL what the copy has of them, of a run that another process may be training."""
+        if self.url is None:
+            return
+
+        def is_among(name: str) -> bool:
+            return any(PurePosixPath(name).is_relative_to(one) for one in names)
+
+        with self._explain_failure("written", ADVICE_BEFORE):
+            local, remote = self._list_copy(), self._list_remote()
+            changed = [name for name, stamp in local.items() if remote.get(name) != stamp]
+            _call_together(self._upload_file, filter(is_among, changed))
+            _call_together(self._store.delete_file, filter(is_among, remote.keys() - local.keys()))
 
     # ---- the store
 

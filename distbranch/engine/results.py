@@ -99,8 +99,9 @@ class RunFiles:
         progress = state.progress
         write_config(self.directory, self.config)  # with what a resumed run may change
         set_damaged_aside(self.directory.checkpoints, newest_good=progress.iteration)
+        evaluation_is_due = state.evaluation_is_due or state.is_done
         self.directory.cut_back(
-            progress.iteration, progress.num_rounds, evaluation_is_due=state.evaluation_is_due
+            progress.iteration, progress.num_rounds, evaluation_is_due=evaluation_is_due
         )
         is_beginning = progress.iteration == 0
         write_environment(

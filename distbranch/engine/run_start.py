@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import platform
 import shutil
 from collections.abc import Mapping, Sequence
@@ -31,6 +32,7 @@ from distbranch.engine.provenance import (
     list_starts,
     read_source,
 )
+from distbranch.engine.remote_run import RemoteRun
 from distbranch.engine.run_directory import (
     RunDirectory,
     append_line,
@@ -110,7 +112,7 @@ def raises_iterations(config: Config) -> bool:
     One that has ended, or whose scout has steps in proportion, needs a checkpoint to be resumed from.
     """
     files = RunDirectory(config.run_directory)
-    if config.run_url is not None or not files.config.exists() or files.family.exists():
+    if not files.config.exists() or files.family.exists():
         return False
     keys = [line.partition(":")[0] for line in _list_differences(files, config)]
     if keys != ["train.iterations"]:
@@ -136,10 +138,17 @@ def _raise_iterations(files: RunDirectory, config: Config) -> None:
             "train.patience ended the run %s, so more train.iterations do not train it further.",
             files.path,
         )
+    # At a URL whoever trained the run ends at its next upload; of ranks on several machines the first alone writes there.
+    url = config.run_url if os.environ.get("RANK", "0") == "0" else None
+    remote_run = RemoteRun(url, files.path)
+    remote_run.publish_owner()
     # The network too, for it would be taken for that of the last step.
-    for file in (files.result, files.model / DESCRIPTION):
+    network = files.model / DESCRIPTION
+    for file in (files.result, network):
         file.unlink(missing_ok=True)
     shutil.rmtree(files.answers, ignore_errors=True)  # which are those of that network
+    dropped = [path.relative_to(files.path) for path in (files.result, network, files.answers)]
+    remote_run.upload_files(*map(str, dropped))
     saved = list_checkpoints(files.checkpoints)
     if saved:
         line = {
@@ -149,6 +158,7 @@ def _raise_iterations(files: RunDirectory, config: Config) -> None:
         }
         append_line(files.metrics, {**line, "iterations": now})
     write_config(files, config)
+    remote_run.upload()
 
 
 def check_run(config: Config, *, advice: str = OF_ANOTHER_RUN) -> None:

@@ -62,6 +62,7 @@ class Trainer:
         self.limit_bad = limit_bad
         self._window = state.window
         self._resumed_at = self.progress.iteration if state.was_resumed else None
+        self._last_scores: dict[str, Any] | None = None  # of val, while the run trains
 
     # ---- the loop
 
@@ -157,12 +158,11 @@ class Trainer:
         # 7. Evaluate. If that fails, the steps and the decision are good and kept, and the evaluation is due again.
         if self.state.evaluation_is_due:
             try:
-                scores = self._evaluate_split("val")
+                self._last_scores = self._score_val()
             except SharedError:
                 self.checkpoints.save()
                 raise
             self.progress.last_evaluation = iteration
-            self._compare_with_best(scores)
 
         # 8. Save. A decision is never taken twice, so it is saved with the network that it made before any step on that.
         if decides or widens:
@@ -229,16 +229,20 @@ class Trainer:
         self.state.restart_clock()
         return scores
 
-    def _compare_with_best(self, scores: dict[str, Any] | None) -> None:
+    def _score_val(self) -> dict[str, Any] | None:
+        """The scores on val, which are compared with the best so far."""
+        scores = self._evaluate_split("val")
         weights = self.net.served_weights()
         is_final = self.state.is_final
         self.state.best.compare(scores, self.progress.iteration, weights, counts=is_final)
+        return scores
 
     def _finish_run(self) -> dict[str, Any]:
         """Save, evaluate, and write the result, which says that the run has ended."""
         self.checkpoints.begin()
-        scores = {"val": self._evaluate_split("val")}
-        self._compare_with_best(scores["val"])
+        # An evaluation that ended the run was made after the last step, unless it is gone with an earlier process.
+        is_scored = self.state.best.ends_training and self._last_scores is not None
+        scores = {"val": self._last_scores if is_scored else self._score_val()}
 
         # Of the last step or of the best evaluation; of no checkpoint, for the run is resumed from what was trained.
         about = {}

@@ -23,6 +23,7 @@ from distbranch.engine.affinities import MEASURED, MeasuredAffinity
 from distbranch.engine.affinities.measure import measure_affinity
 from distbranch.engine.distributed import Ranks
 from distbranch.engine.run_directory import RunDirectory
+from distbranch.engine.run_log import Report
 from distbranch.errors import UserError
 from distbranch.experiments.analyses import describe_differences, summarise_differences
 from distbranch.experiments.designs import METRIC, OF_BEGINNINGS, THIN, make_thin_variant
@@ -49,6 +50,7 @@ def design_affinities(
     split: str,
     has_own_scout: bool,
     metric: str = METRIC,
+    report: Report,
 ) -> Experiment:
     """What every kind makes of a scout, and with `permutations` what its trees are worth beside their permutations.
 
@@ -63,6 +65,7 @@ def design_affinities(
         split: `val` or `test`.
         has_own_scout: whether the scout is the run THIN of this experiment, which is compared too then.
         metric: a mean over tasks, of the trees.
+        report: called with how many kinds are measured.
 
     Raises:
         UserError: the scout is no finished run, or has branches.
@@ -76,7 +79,7 @@ def design_affinities(
     network, info = read_scout(scout)
     layer = choose_layer(network.architecture, num_groups, split_from)
     lowest, names = network.routing.units[layer - 1], network.tasks.names
-    measured = measure_kinds(network, info, scout, layer, kinds)
+    measured = measure_kinds(network, info, scout, layer, kinds, report)
     groups = {kind: group_tasks(one.matrix, num_groups) for kind, one in measured.items()}
 
     variants: Variants = {}
@@ -135,15 +138,22 @@ def make_tree_variants(
 
 
 def measure_kinds(
-    network: Network, info: DatasetInfo, scout: Path, layer: int, kinds: Sequence[str]
+    network: Network,
+    info: DatasetInfo,
+    scout: Path,
+    layer: int,
+    kinds: Sequence[str],
+    report: Report,
 ) -> dict[str, MeasuredAffinity]:
     """Every kind, on the same sample of the training split, in this process."""
     config = load_config(RunDirectory(scout).config)
     ranks = Ranks.alone()
     network.to(ranks.device)
     found = {}
-    for kind in kinds:
+    for number, kind in enumerate(kinds):
+        report({"kind": "measuring", "done": number, "total": len(kinds)})
         found[kind] = measure_affinity(kind, network, layer, info, config, ranks)
+    report({"kind": "measuring", "done": len(kinds), "total": len(kinds)})
     return found
 
 

@@ -1,6 +1,8 @@
-"""What launchers do again and again: wait for something in turns, end processes, and leave the environment as it was."""
+"""What launchers do again and again: wait in turns, find a free port, end processes, and leave the environment as it was."""
 
 import os
+import random
+import socket
 import subprocess
 import time
 from collections.abc import Iterable, Iterator
@@ -8,8 +10,13 @@ from contextlib import contextmanager, suppress
 
 import psutil
 
+from distbranch.errors import UserError
+
 SECONDS_TO_DIE = 5  # of what was killed
 SECONDS_TO_BE_NAMED = 10  # milliseconds, but on a machine that does much else
+# Below those that the system gives to any connection: one of these could take a port before Ray, which starts for seconds, has it.
+PORTS = range(20_000, 32_000)
+ATTEMPTS = 200
 
 
 def look_until(patience_s: float, pause_s: float) -> Iterator[None]:
@@ -27,6 +34,28 @@ def wait_for_command_line(process: subprocess.Popen[bytes]) -> None:
         with suppress(psutil.Error):  # it may end at this very moment
             if process.poll() is not None or psutil.Process(process.pid).cmdline():
                 return
+
+
+def find_free_port(wanted: int | None = None) -> int:
+    """The port that is wanted, or else one of PORTS, at which nobody listens, on any address of this node.
+
+    Raises:
+        UserError: the one that is wanted is in use, or so are many of PORTS.
+    """
+    candidates = random.sample(PORTS, ATTEMPTS) if wanted is None else [wanted]
+    for port in candidates:
+        with socket.socket() as probe, suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("", port))
+            return port
+    host = socket.gethostname()
+    if wanted is not None:
+        raise UserError(
+            f"The port {wanted} of {host} is in use. Give another --port, or leave it out."
+        )
+    raise UserError(
+        f"No port of {host} from {PORTS[0]} to {PORTS[-1]} is free, of {ATTEMPTS} that were tried."
+    )
 
 
 def end_processes(processes: Iterable[psutil.Process], patience_s: float = 0) -> None:

@@ -10,8 +10,9 @@ from distbranch.engine.process_group import num_started_ranks
 from distbranch.engine.rank_check import BYTES_OF_LINK, MIB, RankReport, check_ranks, find_slowest
 from distbranch.errors import UserError
 from distbranch.launch.interfaces import find_interface
-from distbranch.launch.on_slurm.node import PORTS, find_address_towards, find_free_port
+from distbranch.launch.on_slurm.node import find_address_towards
 from distbranch.launch.on_slurm.queue import call_slurm
+from distbranch.launch.processes import PORTS, find_free_port
 
 SECONDS_TO_COME = (
     120.0  # torch takes a minute to import from a file system that all nodes read at once

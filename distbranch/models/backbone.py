@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from distbranch.config.network import TIMM
 from distbranch.errors import UserError
 from distbranch.models import timm_chain
 from distbranch.models.norm import BatchNorm
@@ -212,7 +213,7 @@ class Backbone:
     @property
     def is_of_timm(self) -> bool:
         """Whether it is a model of timm."""
-        return self.source.startswith(timm_chain.PREFIX)
+        return self.source.startswith(TIMM)
 
     @property
     def is_full_size(self) -> bool:

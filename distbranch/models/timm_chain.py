@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from distbranch.config.network import TIMM
 from distbranch.errors import UserError, reason_of
 from distbranch.extras import require
 from distbranch.models.chain import divide, group_parts
@@ -27,7 +28,6 @@ from distbranch.models.units import UnitPlan
 if TYPE_CHECKING:
     from distbranch.models.backbone import Backbone
 
-PREFIX = "timm:"
 FAMILIES = "resnet18, regnety_002, efficientnet_b0, mobilenetv3_small_050, convnext_atto, vit_tiny_patch16_224"
 WITH_MAPS = "resnet18, regnety_002, efficientnet_b0, convnext_atto, swin_tiny_patch4_window7_224"
 TOLERANCE = 1e-4  # of features, relative to the largest where that is above 1
@@ -43,7 +43,7 @@ def make_model(backbone: Backbone, seed: int) -> nn.Module:
         UserError: timm is absent, has no such model, or cannot make it for these images and arguments.
     """
     timm = require("timm", "timm", "A backbone of timm")
-    name = backbone.source.removeprefix(PREFIX)
+    name = backbone.source.removeprefix(TIMM)
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3) or FAMILIES.split(", ")
         raise UserError(f"timm has no model {name!r}. The nearest are {', '.join(near)}.")
@@ -87,7 +87,7 @@ def _check_arguments(backbone: Backbone) -> None:
 def _refuse_size(backbone: Backbone, error: Exception) -> UserError:
     height, width = backbone.image_size
     return UserError(
-        f"timm cannot make {backbone.source.removeprefix(PREFIX)} for images of {height}x{width} pixels with "
+        f"timm cannot make {backbone.source.removeprefix(TIMM)} for images of {height}x{width} pixels with "
         f"model.arguments={backbone.keywords} ({reason_of(error)[:200]}). Pack the images in another size (`data pack`, "
         "`--image-size`), or give other model.arguments."
     )
@@ -157,7 +157,7 @@ def divide_model(model: nn.Module, backbone: Backbone) -> dict[str, TimmUnit]:
     """
     from timm.models._features_fx import get_notrace_functions
 
-    name = backbone.source.removeprefix(PREFIX)
+    name = backbone.source.removeprefix(TIMM)
     refusal = UserError(
         f"{name} of timm is no chain of units, of which a tree could branch or tasks skip some. Models that are: {FAMILIES}."
     )

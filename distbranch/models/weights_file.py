@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from distbranch.config.network import HUB, OF_TIMM, TIMM, is_fetched
 from distbranch.errors import UserError, reason_of
 from distbranch.extras import require
 from distbranch.models import timm_chain
@@ -27,7 +28,6 @@ from distbranch.tensor_files import load_tensors
 
 WRAPPERS = ("state_dict", "model")  # keys under which training scripts keep the weights
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and deviation of torchvision's
-HUB = "hf-hub:"  # before the name of a repository
 NUM_NAMED = 3  # names of tensors in a message
 
 # ResNet: the modules of a file and ours.
@@ -55,7 +55,7 @@ def read_pretrained(backbone: Backbone, place: str) -> dict[str, Tensor]:
     Raises:
         UserError: absent, not reachable, damaged, not readable without running code, or of another network.
     """
-    name = backbone.source.removeprefix(timm_chain.PREFIX)
+    name = backbone.source.removeprefix(TIMM)
     how_to_get = f"Give a .safetensors or .pth file of {name} with the names of timm."
     if backbone.is_of_timm:
         return _read_for_timm(backbone, place, how_to_get)
@@ -68,7 +68,7 @@ def read_pretrained(backbone: Backbone, place: str) -> dict[str, Tensor]:
         raise UserError(
             f"A weights file is of the full width, but the {name} of this run is thinner. Leave model.width empty."
         )
-    if is_remote(place):
+    if is_fetched(place):
         raise UserError(
             f"Weights are fetched for models of timm alone, found {place} for {name}. Choose model.backbone=timm:{name}, "
             "or give a file."
@@ -78,15 +78,10 @@ def read_pretrained(backbone: Backbone, place: str) -> dict[str, Tensor]:
     return _select(_expect(backbone), renamed, place, how_to_get, ("fc",))
 
 
-def is_remote(place: str) -> bool:
-    """Whether weights are fetched from the hub, and are no file."""
-    return place == "timm" or place.startswith(HUB)
-
-
 def _read_for_timm(backbone: Backbone, place: str, how_to_get: str) -> dict[str, Tensor]:
     model = timm_chain.make_model(backbone, seed=0)
     state: Mapping[str, Tensor]
-    if is_remote(place):
+    if is_fetched(place):
         state = _download_state(backbone, place)
     else:
         file = Path(place)
@@ -194,7 +189,7 @@ def _name_first(names: Sequence[str]) -> str:
 def read_trained_colours(backbone: Backbone) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and deviation of every colour channel, in 0..1, that the weights of a model were trained with."""
     config = require("timm", "timm", "A backbone of timm").get_pretrained_cfg(
-        backbone.source.removeprefix(timm_chain.PREFIX)
+        backbone.source.removeprefix(TIMM)
     )
     if config is None:
         from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -235,9 +230,9 @@ def _download_state(backbone: Backbone, place: str) -> dict[str, Tensor]:
     timm = require("timm", "timm", "A backbone of timm")
     from timm.models import load_state_dict_from_hf
 
-    name = backbone.source.removeprefix(timm_chain.PREFIX)
+    name = backbone.source.removeprefix(TIMM)
     try:
-        if place == "timm":
+        if place == OF_TIMM:
             with torch.random.fork_rng(devices=[]):  # it draws weights first
                 model = timm.create_model(name, pretrained=True, **backbone.keywords)
             return dict(model.state_dict())

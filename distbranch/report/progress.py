@@ -29,7 +29,7 @@ from distbranch.report.console import UNDEFINED, describe_means, format_value
 SECONDS_BETWEEN_LINES = 30.0
 NO_BREAK = "\u00a0"  # a blank at which no line ends; printed as a plain one
 SECONDS_OF_PACE = 300.0  # over which the time that is left is estimated; steps may take a minute
-COUNTED = ("packing", "labelling", "checking", "indexing")
+COUNTED = ("packing", "labelling", "checking", "indexing", "measuring")
 # By kind of event; kinds that stand nowhere here are not for people.
 SENTENCES = {
     "packed": "packed {num_samples:,} samples into {path}",

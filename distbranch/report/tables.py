@@ -37,16 +37,22 @@ class FoldedName:
         yield Text("\n".join(line.rstrip() for line in lines), overflow="fold")
 
 
-def render_rich(cells: "pandas.DataFrame", title: str = "", *, num_names: int = 1) -> Table:
-    """A table whose first columns are names, which fold where there is little room; all else is numbers."""
-    table = Table(
+def start_table(title: str = "", *, gap: int = 2, has_heads: bool = True) -> Table:
+    """An empty table in the one style of the program: a line below the heads, and so many blanks between columns."""
+    return Table(
         title=title or None,
         title_justify="left",
         title_style="bold",
+        show_header=has_heads,
         box=box.SIMPLE_HEAD,
         pad_edge=False,
-        padding=(0, 0),
+        padding=(0, gap - 1, 0, 0),  # beside the blank of the box
     )
+
+
+def render_rich(cells: "pandas.DataFrame", title: str = "", *, num_names: int = 1) -> Table:
+    """A table whose first columns are names, which fold where there is little room; all else is numbers."""
+    table = start_table(title, gap=1)
     for head in cells.columns[:num_names]:
         table.add_column(FoldedName(head), overflow="fold")
     for head in cells.columns[num_names:]:

@@ -1,5 +1,6 @@
 """Every benchmark of our own figures is a command that says what it measures."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -60,7 +61,6 @@ def test_the_bench_of_sweeps_resumes_after_a_kill_and_repeats_nothing(tmp_path: 
     command = [sys.executable, str(FOLDER / "bench_sweep.py"), "--trials", "8"]
     ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300)
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    found = [line.strip("│ ").split("│") for line in ended.stdout.splitlines() if "│" in line]
-    numbers = {name.strip(): value.strip() for name, value in found}
+    numbers = dict(re.findall(r"^ *(\w+)  +(\S+)", ended.stdout, re.MULTILINE))
     assert numbers["finished"] == "8"
     assert numbers["finished_and_repeated"] == "0"

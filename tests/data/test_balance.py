@@ -2,8 +2,10 @@
 
 import re
 from collections import Counter
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -226,6 +228,30 @@ def test_labels_are_read_from_the_shards_and_what_cannot_be_read_counts_as_unlab
     (balance,) = read_balances(DataConfig(balance={"even": 1.0}), info, None)
     assert balance is not None
     np.testing.assert_allclose(balance.rates[balance.groups][:5], 1.0, rtol=1e-3)
+
+
+def test_whoever_waits_for_another_process_waits_for_one_shard_at_a_time(
+    info: DatasetInfo,
+) -> None:
+    found = []
+
+    def run_once(work: Callable[[], Any]) -> Any:
+        found.append(work())
+        return found[-1]
+
+    shards = info.splits["train"].shards
+    data = DataConfig(balance={"even": 1.0})
+    (balance,) = read_balances(data, info, None, run_once)
+    assert [len(labels) for labels in found[:-1]] == [shard.num_samples for shard in shards]
+    assert len(shards) > 1
+
+    # Another process, which reads nothing, has the same.
+    said = iter(found)
+    (other,) = read_balances(data, info, None, lambda _: next(said))
+    assert balance is not None
+    assert other is not None
+    np.testing.assert_array_equal(other.groups, balance.groups)
+    np.testing.assert_array_equal(other.rates, balance.rates)
 
 
 def test_frequencies_that_contradict_each_other_are_told(

@@ -174,6 +174,21 @@ def test_a_tar_that_was_written_anew_is_read_anew(tars: Path) -> None:
     assert index_well("tars", "out", *ALL).num_samples == sum(NUM_SAMPLES.values()) - 13
 
 
+def test_a_sample_that_says_nothing_at_the_path_has_no_labels_and_makes_no_column(
+    tars: Path,
+) -> None:
+    described = {"a": {"labels": {"kids": True}}, "b": {"labels": None}, "c": {}}
+    files = {}
+    for number, (key, content) in enumerate(described.items()):
+        files[f"{key}.jpg"] = picture(number)
+        files[f"{key}.json"] = json.dumps({"split": "train", **content}).encode()
+    write_tar(tars / "few.tar", files)
+    info = index_well("tars", "out", *ALL)
+    assert {task.name for task in info.tasks} == {"category", "kids", "new", "red", "price"}
+    counted = info.splits["train"].labels["kids"]
+    assert counted["1"] + counted["0"] == NUM_SAMPLES["train"] + 1
+
+
 @pytest.mark.parametrize("form", ["json:labels.category", "txt", "cls", "csv", "parquet"])
 def test_every_form_of_labels_says_the_same(
     form: str, tars: Path, photographs: list[Photograph]
@@ -376,6 +391,8 @@ def gzipped(folder: Path) -> None:
         ("tars", "--labels txt --split train=train-*,val=val-*", "test-000.tar fits the patterns of none"),
         ("tars", "--labels txt --split train=t*,val=v*,test=test-*", "test-000.tar fits the patterns of train and test"),
         ("tars", "--labels txt --split all=*", "should be train, val, test with names of tars"),
+        ("tars/train", "--labels json:labels.categry", "at json:labels.categry. There are: json:labels.category, json:split"),
+        ("tars/train", "--labels cls,json:a.b --mapping p.yaml", "no sample has a value at json:a.b. There are: json:split, json:url"),
         ("tars/train", "--labels json:labels --number prise", "it has no column 'prise'. Nearest: price"),
         ("tars/train", "--labels txt --mapping m.yaml", "extra: Extra inputs"),
         ("tars/train", "--labels txt --mapping m.yaml", "b.classes is the order of an ordinal task"),

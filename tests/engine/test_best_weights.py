@@ -53,6 +53,16 @@ def test_a_run_that_averages_and_keeps_the_best_ends_with_the_same_bits_whenever
         for one in ranks.call_all(train_tiny, world_size, config=config):
             assert one["end"] == "done", one["message"]
     assert_same_content(tmp_path / "killed" / "tiny", tmp_path / "undisturbed" / "tiny")
+    killed, undisturbed = (
+        list_evaluations(tmp_path / name / "tiny") for name in ("killed", "undisturbed")
+    )
+    assert killed == undisturbed
+
+
+def list_evaluations(run: Path) -> list[tuple[str, int]]:
+    """Which split was evaluated after which step."""
+    lines = lines_of(run / "metrics.jsonl", "evaluation")
+    return [(line["split"], line["iteration"]) for line in lines]
 
 
 def checkpoint_of(run: Path, step: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -180,6 +190,8 @@ def test_patience_ends_training_after_the_same_step_on_one_rank_and_on_two(
         result = json.loads((folder / "tiny" / "result.json").read_text())
         assert (result["iterations"], result["ended_by"]) == (ends_at, "patience")
         assert result["best"] == {"metric": "top3", "value": 1.0, "iteration": 3, "is_kept": False}
+        val = [("val", step) for step in range(3, ends_at + 1, 3)]
+        assert list_evaluations(folder / "tiny") == [*val, ("test", ends_at)]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Runs whose directory is at an S3 store, with nothing of them left on the machine between one process and the next."""
 
+import json
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +14,8 @@ from tiny_runs import anew_config, assert_same_content, config_of, lines_of, tra
 from tiny_world import assert_one_sentence, nothing_overwritten, run_command
 
 from distbranch.config import load_config
-from distbranch.engine.remote_run import RemoteRun
+from distbranch.engine.remote_run import RemoteRun, download_run
+from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UserError
 
 RUNS = f"s3://{BUCKET}/runs"
@@ -107,6 +109,54 @@ def test_a_run_goes_on_from_what_was_sent_to_the_same_bits_whatever_befell_it_on
     assert status.code == 0, status
     assert "finished" in status.out
     assert "step-00000048" in status.out
+
+
+def test_a_finished_run_is_evaluated_and_resumed_up_to_more_iterations_from_other_machines(
+    tiny_data: Path,
+    store: S3Server,
+    ranks: RankServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    values = {"train.evaluate_every": 0, "method.round_iterations": 4, "optim.schedule": "constant"}
+    short, longer = (
+        config_of(tiny_data, f"{RUNS}-raised", **values, **{"train.iterations": iterations})
+        for iterations in (8, 14)
+    )
+    machines = iter(store.environment(tmp_path / f"machine-{number}") for number in range(5))
+    assert ranks.call(train_at_url, config=short, environment=next(machines))["end"] == "done"
+    # Another machine sees its answers and thresholds, which are those of the network of then.
+    url = f"{RUNS}-raised/tiny"
+    for name, value in next(machines).items():
+        monkeypatch.setenv(name, value)
+    ended = run_command(["evaluate", url, "--out", str(tmp_path / "predictions.csv")])
+    assert ended.code == 0, ended.err
+    assert f"{url}/answers: what they are worth on test" in ended.out
+    answers = set(store.objects("runs-raised/tiny/answers"))
+    assert {"answers.json", "tasks.csv", "suspects.csv"} < answers
+    for name, value in next(machines).items():
+        monkeypatch.setenv(name, value)
+    seen = RunDirectory(download_run(url))
+    assert {file.name for file in seen.answers.iterdir()} == answers
+    chosen = json.loads((seen.answers / "answers.json").read_text())["thresholds"]
+    assert json.loads((seen.model / "model.json").read_text())["thresholds"] == chosen != {}
+
+    fault = {"fault": "killed", "file": "config.yaml"}
+    ended = ranks.run(train_at_url, config=longer, environment=next(machines), **fault)[0]
+    assert ended.exit_code == -signal.SIGKILL
+    kept = store.objects("runs-raised/tiny").keys()
+    assert not kept & {"result.json", "model/model.json", "answers/answers.json"}
+    last = next(machines)
+    assert ranks.call(train_at_url, config=longer, environment=last)["end"] == "done"
+
+    whole = config_of(tiny_data, tmp_path, **values, **{"train.iterations": 14})
+    assert ranks.call(train_tiny, config=whole)["end"] == "done"
+    for name, value in last.items():
+        monkeypatch.setenv(name, value)
+    copy = load_config(longer).run_directory
+    assert_same_content(copy, tmp_path / "tiny")
+    (resumed,) = lines_of(copy / "metrics.jsonl", "resumed")
+    assert resumed["iteration"] == 8
 
 
 def test_a_store_that_is_gone_at_a_checkpoint_ends_the_run_in_one_sentence(

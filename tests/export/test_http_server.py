@@ -19,7 +19,7 @@ import pytest
 import requests
 from tiny_world import assert_one_sentence, picture, run_command
 
-from distbranch.launch.on_ray.serving import find_free_port
+from distbranch.launch.processes import find_free_port
 
 THRESHOLDS = {"bright": {"threshold": 0.25}}
 NUM_REQUESTS = 1000

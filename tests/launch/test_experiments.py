@@ -675,6 +675,8 @@ def test_kinds_are_compared_on_one_scout_and_their_trees_with_permuted_ones(
     scout = scouts.train_scout(config, own, **wanted, **of_scout)
     assert load_config(scout / "config.yaml").method.keeps_thin
 
+    told: list[dict[str, Any]] = []
+
     def design(permutations: int) -> runner.Experiment:
         return affinities.design_affinities(
             config,
@@ -684,9 +686,13 @@ def test_kinds_are_compared_on_one_scout_and_their_trees_with_permuted_ones(
             permutations=permutations,
             split="test",
             has_own_scout=True,
+            report=told.append,
         )
 
     findings, _, place = run_experiment(design(0), own, seeds=[3], **options)
+    assert [(event["kind"], event["done"], event["total"]) for event in told] == [
+        ("measuring", number, 2) for number in range(3)
+    ]
     assert trained == ["thin-seed3"]
     assert [text.split(",")[0] for text in findings.sentences] == ["importance", "phi"]
     assert {file.name for file in place.iterdir()} >= {"table.md", *findings.files}

@@ -33,11 +33,11 @@ from distbranch.launch.jobs import (
     write_job,
 )
 from distbranch.launch.on_ray import job as ray_job
-from distbranch.launch.on_slurm.node import PORTS, find_free_port
 from distbranch.launch.on_slurm.queue import explain_refusal
 from distbranch.launch.on_slurm.resources import Resources, parse_minutes
 from distbranch.launch.on_slurm.submission import render_batch_script
 from distbranch.launch.prepare import with_absolute_paths
+from distbranch.launch.processes import PORTS, find_free_port
 
 
 def saved_step(run: Path) -> int:

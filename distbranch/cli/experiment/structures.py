@@ -102,7 +102,7 @@ def experiment_affinities(
     """
     from distbranch.experiments.affinities import design_affinities
     from distbranch.experiments.scouts import train_scout
-    from distbranch.report.progress import SweepDisplay
+    from distbranch.report.progress import ProgressDisplay, SweepDisplay
 
     own = overrides or []
     first_seed = parse_counts(seeds)[0]
@@ -117,16 +117,18 @@ def experiment_affinities(
         options: dict[str, Any] = {"jobs": jobs, "name": name, "report": SweepDisplay(console)}
         splits = (split,) if train else ()
         place = train_scout(config, own, **wanted, splits=splits, seed=first_seed, **options)
-    experiment = design_affinities(
-        config,
-        own,
-        **wanted,
-        scout=place,
-        permutations=permutations if train else 0,
-        split=split,
-        has_own_scout=scout is None,
-        metric=metric,
-    )
+    with ProgressDisplay(console) as display:
+        experiment = design_affinities(
+            config,
+            own,
+            **wanted,
+            scout=place,
+            permutations=permutations if train else 0,
+            split=split,
+            has_own_scout=scout is None,
+            metric=metric,
+            report=display,
+        )
     if not train:
         seeds = str(first_seed)
     run_and_show(experiment, own, seeds=seeds, jobs=jobs, name=name)

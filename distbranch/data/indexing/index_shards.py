@@ -28,6 +28,7 @@ from distbranch.config.paths import is_remote
 from distbranch.data.indexing.label_columns import (
     KeyedTable,
     check_kinds,
+    check_places,
     choose_columns,
     find_tar_splits,
 )
@@ -89,10 +90,12 @@ class Request:
 
 @dataclass
 class Survey:
-    """What all tars hold together: the columns of their labels, whether keys repeat, the sizes of the images, what is left out."""
+    """What all tars hold together: columns of labels, where labels are and are not (see `Scan`), whether keys repeat, what is left out."""
 
     scans: list[Path] = field(default_factory=list)
     columns: dict[str, None] = field(default_factory=dict)
+    found: set[str] = field(default_factory=set)
+    fields: dict[str, None] = field(default_factory=dict)
     keys_repeat: bool = False
     sizes: dict[tuple[int, ...], str] = field(default_factory=dict)
     left_out: list[LeftOut] = field(default_factory=list)
@@ -205,11 +208,15 @@ def _survey_tars(
                 if number == 0:
                     _check_first(scan, options)
                 survey.scans.append(path)
+                survey.found.update(scan.found)
+                survey.fields |= dict.fromkeys(scan.fields)
                 _survey_samples(scan, options, survey, keys, problems)
             progress(len(tars), len(tars))
         finally:
             stop.set()
             pool.shutdown(cancel_futures=True)
+    problems.raise_all()
+    check_places(options.label_files, survey.found, list(survey.fields), problems)
     problems.raise_all()
     return survey
 

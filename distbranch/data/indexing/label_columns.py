@@ -2,10 +2,11 @@
 
 import difflib
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from distbranch.data.indexing.label_files import LabelFile
 from distbranch.data.indexing.options import IndexOptions, MappedTask
 from distbranch.data.shards import split_member
 from distbranch.data.sources.csv import CsvOptions
@@ -88,6 +89,23 @@ class KeyedTable:
             logger.warning(
                 "%s: %d row(s) name no sample of the shards: %s.", self.path, len(unused), named
             )
+
+
+def check_places(
+    places: Iterable[LabelFile], found: Collection[str], fields: Sequence[str], problems: Problems
+) -> None:
+    """`problems` name places of labels that say nothing in any sample, and the `fields` that have values."""
+    by_path = {field.partition(":")[2]: field for field in fields}
+    for place in places:
+        if str(place) in found:
+            continue
+        near = difflib.get_close_matches(".".join(place.path), by_path, n=1)
+        nearest_first = dict.fromkeys([*(by_path[path] for path in near), *fields])
+        listed = list(nearest_first)[:NUM_NAMED]
+        problems.add(
+            f"no sample has a value at {place}. There are: {', '.join(listed) or 'none'}",
+            "Give --labels that the samples have.",
+        )
 
 
 def choose_columns(

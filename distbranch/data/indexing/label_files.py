@@ -33,12 +33,20 @@ class LabelFile:
             )
         return cls(suffix.lower(), parts)
 
+    def __str__(self) -> str:
+        """As it was given."""
+        path = ".".join(self.path)
+        return f"{self.suffix}:{path}" if path else self.suffix
+
     def fits(self, suffix: str) -> bool:
         """Whether a file whose name goes on like this behind its key holds these labels."""
         return suffix == self.suffix or suffix.endswith(f".{self.suffix}")
 
     def read_cells(self, content: bytes) -> dict[str, str]:
-        """The cells by column: of JSON a column per field, of a text the whole. Raises UserError, a part of a sentence."""
+        """The cells by column: of JSON a column per field, of a text the whole; none where JSON has no value at the path.
+
+        Raises UserError, a part of a sentence.
+        """
         try:
             text = content.decode("utf-8-sig")
         except UnicodeDecodeError:
@@ -54,7 +62,11 @@ class LabelFile:
             value = value.get(name) if isinstance(value, dict) else None
         if not self.path and not isinstance(value, dict):
             raise UserError(f"its {self.suffix} should hold fields, {{...}}, found {text[:40]!r}")
-        return dict(_flatten(name, value))
+        return {} if value is None else dict(_flatten(name, value))
+
+    def list_fields(self, content: bytes) -> list[str]:
+        """The places of all values in JSON, each as it would be given."""
+        return [str(LabelFile(self.suffix, path)) for path in _list_paths(json.loads(content))]
 
 
 def is_table(text: str) -> bool:
@@ -71,6 +83,14 @@ def _flatten(name: str, value: Any) -> Iterator[tuple[str, str]]:
     for field, part in value.items():
         for column, cell in _flatten(field, part):
             yield (column if column == field else f"{field}.{column}"), cell
+
+
+def _list_paths(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    if path and value is not None:
+        yield path
+    if isinstance(value, dict):
+        for field, part in value.items():
+            yield from _list_paths(part, (*path, field))
 
 
 def _write_cell(value: Any) -> str:

@@ -46,13 +46,18 @@ class FoundSample(NamedTuple):
 
 @dataclass(frozen=True)
 class Scan:
-    """What a tar holds. `endings`: how many files end with what."""
+    """What a tar holds. `endings`: how many files end with what.
+
+    `found`: the places of labels that say something in some sample. `fields`: where a sample of which some say nothing has values.
+    """
 
     place: str
     num_bytes: int
     sha256: str
     endings: dict[str, int]
     samples: list[FoundSample]
+    found: list[str]
+    fields: list[str]
 
 
 @dataclass(frozen=True)
@@ -128,7 +133,11 @@ class TarScanner:
         if tap.tail != END_OF_TAR:
             raise UserError("it is cut: a tar ends with two empty blocks")
         samples = [self._build_sample(key, of_key) for key, of_key in parts.items()]
-        return Scan(place, tap.num_bytes, tap.sha256.hexdigest(), dict(endings), samples)
+        labels = [(one, files) for of_key in parts.values() for one, files in of_key.labels.items()]
+        found = sorted({str(one) for one, files in labels if any(files.values())})
+        fields = next((of_key.fields for of_key in parts.values() if of_key.fields), [])
+        sha256 = tap.sha256.hexdigest()
+        return Scan(place, tap.num_bytes, sha256, dict(endings), samples, found, fields)
 
     def _is_image(self, suffix: str) -> bool:
         if self.image_suffix is not None:
@@ -146,9 +155,13 @@ class TarScanner:
             if not one.fits(suffix):
                 continue
             try:
-                parts.labels.setdefault(one, {})[suffix] = one.read_cells(content)
+                cells = one.read_cells(content)
             except UserError as error:
                 parts.why = str(error)
+                continue
+            parts.labels.setdefault(one, {})[suffix] = cells
+            if not cells:
+                parts.fields = one.list_fields(content)
 
     def _build_sample(self, key: str, parts: "_Parts") -> FoundSample:
         """One sample from its files; of several images or label files that of the shortest ending, if it is the only one."""
@@ -199,6 +212,7 @@ class _Parts:
     size: tuple[int, int] = (0, 0)
     labels: dict[LabelFile, dict[str, dict[str, str]]] = field(default_factory=dict)
     seen: set[str] = field(default_factory=set)
+    fields: list[str] = field(default_factory=list)
     broken: str = ""
     why: str = ""
 

@@ -27,7 +27,8 @@ class LearntOptions(ImageFileOptions, ABC):
     seed: int = Field(0, description="Seed of a drawn split.")
     stratify: Name | None = Field(
         None,
-        description="Draw the split so that each class of this column has its share in train, val and test.",
+        description="Draw the split so that each class of this column has its share in train, val and test. The only image of a class is "
+        "in train, of two one is in train and one in val or test, of more one at least in each.",
     )
     like: Path | None = Field(
         None,

@@ -1,7 +1,11 @@
-"""A split in which each class has its share of train, val and test: folds by scikit-learn, of which each split gets some."""
+"""A split in which each class has its share of train, val and test: folds by scikit-learn, of which each split gets some.
+
+Folds leave a class of few images out of some of them, so such a class is moved: first into train, then into the others.
+"""
 
 import math
 import warnings
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
@@ -21,12 +25,13 @@ def draw_stratified_splits(
 ) -> list[str]:
     """The split of every sample.
 
-    Unlike those of `source.draw_split` it depends on all samples: one that is added moves others. A class of fewer images than
-    folds (10 for shares of 0.8, 0.1 and 0.1) may be absent from a small split.
+    Unlike those of `source.draw_split` it depends on all samples: one that is added moves others. The only image of a class is in
+    the first split, of two one is there and one in another, and of more there is one in every split, whatever the shares. Groups
+    keep to that as far as one of them can be moved: a class of one group is in the first split.
 
     Args:
         classes: of each sample; a missing one is a class like others.
-        shares: of the splits.
+        shares: of the splits; train comes first.
         seed: shuffles.
         groups: of each sample, if those of one group must stay together.
 
@@ -59,10 +64,42 @@ def draw_stratified_splits(
     ]
     splits = [""] * len(labels)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of rare classes, of which `data check` tells
+        warnings.simplefilter("ignore", UserWarning)  # of rare classes, which are moved below
         for split, (_, chosen) in zip(
             split_of_fold, folds.split(labels, labels, groups), strict=True
         ):
             for sample in chosen:
                 splits[sample] = split
-    return splits
+    used = [split for split, part in zip(shares, parts, strict=True) if part]
+    return _spread_rare_classes(splits, classes, groups or range(len(splits)), used)
+
+
+def _spread_rare_classes(
+    splits: Sequence[str], classes: Sequence[str], groups: Sequence[object], used: Sequence[str]
+) -> list[str]:
+    """The splits with groups moved until every class is in the first of those `used`, and in the others as far as it can be."""
+    split_of = dict(zip(groups, splits, strict=True))
+    pairs = dict.fromkeys(zip(classes, groups, strict=True))
+    counts = Counter((name, split_of[group]) for name, group in pairs)
+    groups_of = defaultdict(list)
+    classes_of = defaultdict(list)
+    for name, group in pairs:
+        groups_of[name].append(group)
+        classes_of[group].append(name)
+
+    def is_spare(group: object) -> bool:
+        return all(counts[name, split_of[group]] > 1 for name in classes_of[group])
+
+    for split in used:
+        for name, own in groups_of.items():
+            if counts[name, split]:
+                continue
+            # From where most are; where some class would be gone, only to the first split.
+            ranked = sorted((-counts[name, split_of[one]], at) for at, one in enumerate(own))
+            most_first = [own[at] for _, at in ranked]
+            group = next((one for one in most_first if split == used[0] or is_spare(one)), None)
+            if group is not None:
+                counts.subtract((one, split_of[group]) for one in classes_of[group])
+                counts.update((one, split) for one in classes_of[group])
+                split_of[group] = split
+    return [split_of[group] for group in groups]

@@ -15,6 +15,7 @@ from distbranch.errors import UsageError, UserError, reason_of
 from distbranch.export import SUFFIXES
 from distbranch.extras import require
 from distbranch.launch.on_ray.cluster import open_cluster
+from distbranch.launch.processes import find_free_port
 from distbranch.launch.stopping import StopRequest
 
 SECONDS_BETWEEN_LOOKS = 0.2
@@ -105,10 +106,3 @@ def _check_port(host: str, port: int) -> None:
         raise UserError(
             f"Nothing can be served at {host}:{port} ({reason}). Give another --port, or a --host of this machine."
         ) from None
-
-
-def find_free_port() -> int:
-    """A port of 127.0.0.1 that nobody has now."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-    return port

@@ -1,8 +1,7 @@
-"""A node of a job of Slurm: where its task stands, how tasks speak with each other (by files), its addresses and free ports."""
+"""A node of a job of Slurm: where its task stands, how tasks speak with each other (by files), and its addresses."""
 
 import json
 import os
-import random
 import shutil
 import socket
 from collections.abc import Iterator, Mapping
@@ -19,9 +18,6 @@ from distbranch.launch.processes import look_until
 from distbranch.launch.ray_folder import choose_ray_folder
 
 SECONDS_BETWEEN_LOOKS = 0.2
-# Below those that the system gives to any connection: one of these could take a port before Ray, which starts for seconds, has it.
-PORTS = range(20_000, 32_000)
-ATTEMPTS = 200
 
 
 @dataclass(frozen=True)
@@ -152,25 +148,3 @@ def find_address_towards(host: str) -> str:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((host, 9))  # sends nothing: it only chooses the route
         return str(probe.getsockname()[0])
-
-
-def find_free_port(wanted: int | None = None) -> int:
-    """The port that is wanted, or else one of PORTS, at which nobody listens, on any address of this node.
-
-    Raises:
-        UserError: the one that is wanted is in use, or so are many of PORTS.
-    """
-    candidates = random.sample(PORTS, ATTEMPTS) if wanted is None else [wanted]
-    for port in candidates:
-        with socket.socket() as probe, suppress(OSError):
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(("", port))
-            return port
-    host = socket.gethostname()
-    if wanted is not None:
-        raise UserError(
-            f"The port {wanted} of {host} is in use. Give another --port, or leave it out."
-        )
-    raise UserError(
-        f"No port of {host} from {PORTS[0]} to {PORTS[-1]} is free, of {ATTEMPTS} that were tried."
-    )

@@ -31,11 +31,10 @@ from distbranch.launch.on_slurm.node import (
     SECONDS_BETWEEN_LOOKS,
     Place,
     find_address_towards,
-    find_free_port,
     find_own_address,
 )
 from distbranch.launch.on_slurm.queue import call_slurm, is_preempted
-from distbranch.launch.processes import end_process_tree, look_until
+from distbranch.launch.processes import end_process_tree, find_free_port, look_until
 from distbranch.launch.stopping import EXIT_PREEMPTED
 from distbranch.streams import tolerate_any_text
 

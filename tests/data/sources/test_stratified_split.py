@@ -1,6 +1,6 @@
 """A stratified split gives each class its share, and keeps groups together."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import pytest
@@ -27,6 +27,37 @@ def test_every_class_has_its_share_in_every_split() -> None:
 def test_the_seed_alone_decides() -> None:
     splits = [draw_stratified_splits(CLASSES, SHARES, seed) for seed in (0, 0, 1)]
     assert splits[0] == splits[1] != splits[2]
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("is_grouped", [False, True])
+def test_a_rare_class_is_in_train_first_and_then_in_the_others(seed: int, is_grouped: bool) -> None:
+    classes = ["common"] * 60
+    for size in range(1, 7):
+        classes += [f"{size} {number}" for number in range(12)] * size
+    groups = [str(number) for number in range(len(classes))] if is_grouped else None
+    splits = draw_stratified_splits(classes, SHARES, seed, groups=groups)
+    found = defaultdict(set)
+    for name, split in zip(classes, splits, strict=True):
+        found[name].add(split)
+    for name in set(classes) - {"common"}:
+        assert "train" in found[name]
+        assert len(found[name]) == min(int(name[0]), 3)
+
+
+def test_the_only_group_of_a_class_is_in_train_whatever_else_is_in_it() -> None:
+    classes = ["common", "common", "rare"] * 40
+    groups = [str(number // 2) for number in range(len(classes))]
+    classes = [
+        f"rare {group}" if name == "rare" else name
+        for name, group in zip(classes, groups, strict=True)
+    ]
+    splits = draw_stratified_splits(classes, SHARES, 0, groups=groups)
+    assert len(set(zip(groups, splits, strict=True))) == len(set(groups))
+    assert {split for name, split in zip(classes, splits, strict=True) if "rare" in name} == {
+        "train"
+    }
+    assert set(splits) == set(SHARES)
 
 
 def test_groups_stay_together_and_classes_keep_their_shares() -> None:

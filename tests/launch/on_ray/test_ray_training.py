@@ -5,7 +5,7 @@ One cluster start costs seconds, so there are few tests here and each does much.
 
 import os
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,17 @@ from distbranch.engine.checkpoint import load_newest
 
 # The last checkpoint before the kill is that of the decision of step 28, for which training waits.
 STOPPED_AFTER, KILLED_IN = 12, 30
+# What has a state of its own, or is counted or drawn, and has to be the same after a restart.
+SETTINGS: dict[str, Any] = {
+    "data.balance": {"kind": 1.0, "cell-2": 0.5},
+    "data.augment": "randaugment",
+    "data.crop_area": [0.4, 1.0],
+    "data.jitter": 0.3,
+    "loss.class_weights": {"kind": "balanced"},
+    "train.ema": 0.8,
+    "train.keep": "best",
+    "launch.workers": 2,
+}
 
 
 def disturbed_work(loop: dict[str, Any]) -> None:
@@ -82,12 +93,12 @@ def train_on_ray(config: Mapping[str, Any], marks: str) -> dict[str, Any]:
 
 
 def test_a_run_on_ray_survives_an_interruption_and_a_killed_worker_with_the_same_bits(
-    tiny_data: Path,
-    ranks: RankServer,
-    undisturbed: Callable[[int], Path],
-    tmp_path: Path,
+    tiny_data: Path, ranks: RankServer, tmp_path: Path
 ) -> None:
-    config = config_of(tiny_data, tmp_path, **{"launch.workers": 2})
+    undisturbed = config_of(tiny_data, tmp_path / "undisturbed", **SETTINGS)
+    for one in ranks.call_all(train_tiny, 2, config=undisturbed):
+        assert one["end"] == "done", one["message"]
+    config = config_of(tiny_data, tmp_path, **SETTINGS)
     stopped = ranks.run(train_on_ray, config=config, marks=str(tmp_path), timeout_s=300)[0]
     assert stopped.value is not None, stopped.output
     assert stopped.value["end"] == "stopped", stopped.value
@@ -100,7 +111,7 @@ def test_a_run_on_ray_survives_an_interruption_and_a_killed_worker_with_the_same
     assert ended.value is not None, ended.output
     assert ended.value["end"] == "done", ended.value
     assert (tmp_path / "killed").exists()
-    assert_same_content(tmp_path / "tiny", undisturbed(2))
+    assert_same_content(tmp_path / "tiny", tmp_path / "undisturbed" / "tiny")
     steps = [int(line) for line in (tmp_path / "steps-1").read_text().split()]
     last_checkpoint = max(step for step in (*range(0, KILLED_IN, 5), *range(0, KILLED_IN, 7)))
     repeated = {step for step in steps if steps.count(step) > 1}

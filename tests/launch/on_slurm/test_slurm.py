@@ -312,7 +312,7 @@ def test_a_folder_that_one_node_does_not_see_and_a_busy_port_are_said_in_one_sen
         "nodelist=n2",
     )
     person.waits_for_end(job)
-    shown = " ".join(person.types("status", str(hidden / "alone")).stdout.replace("│", " ").split())
+    shown = " ".join(person.types("status", str(hidden / "alone")).stdout.split())
     assert "left no log" in shown
     assert "Give a run.directory on storage that all nodes share" in shown
 
