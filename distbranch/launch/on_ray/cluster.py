@@ -7,7 +7,6 @@ import logging
 import os
 import re
 import secrets
-import signal
 import socket
 import sys
 import tempfile
@@ -36,6 +35,7 @@ from distbranch.launch.on_ray.address import (
 )
 from distbranch.launch.processes import end_processes, look_until, restored_environment
 from distbranch.launch.ray_folder import choose_ray_folder, explain_full_folder
+from distbranch.signals import hidden_from_children
 
 SECONDS_TO_ANSWER = 10
 SECONDS_BETWEEN_LOOKS = 1
@@ -121,7 +121,7 @@ def _connect(options: dict[str, Any]) -> Iterator[None]:
         try:
             if options["address"] != "local":
                 options["address"] = _check_address(options["address"])
-            with _hide_hangup_from_children():
+            with hidden_from_children():
                 ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
         except Exception as error:  # of any kind: Ray raises bare ones, where its disk is full say
             raise UserError(_explain_cluster_error(options["address"], error)) from None
@@ -130,20 +130,6 @@ def _connect(options: dict[str, Any]) -> Iterator[None]:
         processes = set(psutil.Process().children(recursive=True)) - others
         ray.shutdown()
         end_processes(processes, SECONDS_TO_END)
-
-
-@contextmanager
-def _hide_hangup_from_children() -> Iterator[None]:
-    """What is started meanwhile hears no SIGHUP; this process hears one that came at the end.
-
-    A terminal that is closed tells its whole process group, and a Ray that ends at once leaves no trial time to save. (Ray itself
-    keeps Ctrl-C from its processes; SIGTERM is what ends them, and their children.)
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _explain_cluster_error(address: str, error: Exception) -> str:
