@@ -180,7 +180,9 @@ def submit_slurm(
         exclusive=exclusive,
         job_name=job_name,
         signal_delay_s=signal_delay,
-        further=parse_further_options(sbatch or [], gpus_per_node=num_gpus),
+        further=parse_further_options(
+            sbatch or [], gpus_per_node=num_gpus, exclusive=exclusive
+        ),
         setup=setup or (),
         srun=parse_srun_options(srun or []),
         container=parse_container(container, container_kind, mounts or []),
