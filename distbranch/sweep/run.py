@@ -41,7 +41,7 @@ from distbranch.sweep.plan import Trials, list_trials, load_base_config, order_i
 from distbranch.sweep.proposals import OptunaSearch
 from distbranch.sweep.results import Row, write_results
 from distbranch.sweep.shared_prefix import describe_saving, group_by_prefix
-from distbranch.sweep.trial_status import FAILED, UNFINISHED, SweepDirectory
+from distbranch.sweep.trial_status import FAILED, FINISHED, UNFINISHED, SweepDirectory
 
 # Our run directories are the truth, so Tune need not write down what it knows before its end.
 SETTINGS = {
@@ -105,7 +105,8 @@ def run_sweep(sweep: SweepConfig, report: Report) -> list[Row]:
             write_results(rows, directory, has_ended=has_ended)
             if proposals is not None:
                 proposals.write_journal()
-        saving = describe_saving(trials)
+        finished = {row["trial"] for row in rows if row["status"] == FINISHED}
+        saving = describe_saving([trial for trial in trials if trial.run.name in finished])
         if saving:
             report({"kind": "saving", "text": saving})
     return rows

@@ -19,6 +19,8 @@ from distbranch.engine.run_directory import (
     read_lines,
     write_atomically,
 )
+from distbranch.errors import UserError
+from distbranch.launch.jobs import read_summary
 
 FINISHED, FAILED, STOPPED_EARLY, UNFINISHED = "finished", "failed", "stopped early", "unfinished"
 
@@ -56,6 +58,7 @@ class SweepDirectory:
         self.importances = path / "importances.json"
         self.tensorboard = path / "tensorboard"
         self.tune = path / ".tune"
+        self._sound = set[Path]()  # runs whose result was read, and need not be again
 
     @property
     def has_begun(self) -> bool:
@@ -88,6 +91,17 @@ class SweepDirectory:
             line = ended.get(name, {})
             statuses[name] = TrialStatus(line.get("status", UNFINISHED), line.get("reason", ""))
             # Whatever is on record, a result is the last word.
-            if RunDirectory(config.run_directory).result.exists():
-                statuses[name] = TrialStatus(FINISHED)
+            files = RunDirectory(config.run_directory)
+            if files.result.exists():
+                statuses[name] = self._read_end(files)
         return statuses
+
+    def _read_end(self, files: RunDirectory) -> TrialStatus:
+        """That of a trial that has a result: one that is damaged ends this trial alone, and says what to do."""
+        if files.path not in self._sound:
+            try:
+                read_summary(files)
+            except UserError as error:
+                return TrialStatus(FAILED, str(error))
+            self._sound.add(files.path)
+        return TrialStatus(FINISHED)
