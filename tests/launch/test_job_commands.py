@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from tiny_world import Ended, assert_one_sentence, nothing_overwritten, run_command
 
 from distbranch.config import LaunchConfig, load_config
@@ -16,6 +17,7 @@ from distbranch.launch import job_command, jobs
 from distbranch.launch.job_command import JobCommand
 from distbranch.launch.jobs import Job, read_job, write_job
 from distbranch.launch.on_ray import command_jobs as ray_jobs
+from distbranch.launch.on_ray.job import write_expanded
 from distbranch.launch.on_slurm import command_jobs as slurm_jobs
 from distbranch.launch.on_slurm import submission
 from distbranch.launch.on_slurm.local_job import read_exit_code, write_exit_code
@@ -129,6 +131,34 @@ def test_a_job_of_ray_runs_the_words_with_the_files_as_they_are_called_in_the_co
         ended = run(f"{RAY} -- {words}directory=~/runs data.path=$HOME/data")
         key = "run.directory" if "train" in words else "directory"
         assert f" {key}={home}/runs data.path={home}/data\n" in ended.out
+
+
+def test_a_folder_with_blanks_quotes_and_a_dollar_is_what_it_is_for_every_job(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = world / "a $b 'c'"
+    folder.mkdir()
+    config = yaml.safe_load(Path("tiny.yaml").read_text())
+    config["data"]["path"] = str(world / "data")
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(config))
+    monkeypatch.chdir(folder)
+    runs = folder / "runs"
+
+    # What Slurm and Ray are told. Their shells read the words back.
+    script = run(f"{SLURM} tiny.yaml").out
+    assert f"#SBATCH --output={shlex.quote(str(runs / 'tiny/slurm/%j_0_log.out'))}\n" in script
+    assert shlex.split(script.splitlines()[-2])[-1] == str(runs / "tiny" / "slurm")
+    places = shlex.join(["data.path=/data", f"run.directory={runs}"])
+    said = run(f"{RAY} --address http://head:8265 tiny.yaml {places}").out
+    words = shlex.split(said.splitlines()[1])
+    assert load_config(Path("tiny.yaml"), words[-2:]).run_directory == runs / "tiny"
+    assert write_expanded([("run.directory", str(runs))], []) == [f'run.directory="{runs}"']
+
+    # What a job does, and who asks about it.
+    assert run("submit slurm --executor local --wait tiny.yaml").code == 0
+    assert (runs / "tiny" / "result.json").exists()
+    assert run("submit slurm --executor local --wait -- evaluate runs/tiny --split val").code == 0
+    assert "finished" in run("status runs/tiny").out
 
 
 class Dashboard:

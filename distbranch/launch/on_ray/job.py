@@ -52,6 +52,7 @@ from distbranch.launch.stopping import EXIT_PREEMPTED
 from distbranch.locks import hold_lock
 from distbranch.plugins import is_module
 
+PLAIN = re.compile(r"[\w./:-]+")  # a path or URL that YAML reads as what it is
 SECONDS_BETWEEN_LOOKS = 1.0
 SECONDS_TO_BEGIN = 90  # of a job, until it says whether it sees the run directory
 SECONDS_TO_SAVE = 120  # from the wish to stop to the kill; Ray's own 3 are too few for a checkpoint
@@ -130,7 +131,10 @@ def write_expanded(places: Sequence[tuple[str, str]], typed: Sequence[str]) -> l
         patterns = [re.compile(rf"(?<![\w./-]){re.escape(path)}(?![\w./-])") for path in paths]
         if all(any(map(pattern.search, typed)) for pattern in patterns):
             continue
-        value = paths[0] if len(paths) == 1 else json.dumps(paths)
+        value = paths[0]
+        # In quotes where YAML might read something else.
+        if len(paths) > 1 or not PLAIN.fullmatch(value):
+            value = json.dumps(paths if len(paths) > 1 else value, ensure_ascii=False)
         found.append(f"{key}={value}")
     return found
 
