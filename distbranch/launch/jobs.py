@@ -242,7 +242,7 @@ def follow_log(job: Job, *, follow: bool) -> Iterator[str]:
 
         # Whole lines only, while there will be more: half a character cannot be shown.
         try:
-            piece = _read_log_bytes(job)[position:]
+            piece = _read_log_bytes(job, position)
         except UserError:
             if not is_running:
                 raise
@@ -261,11 +261,13 @@ def follow_log(job: Job, *, follow: bool) -> Iterator[str]:
         )
 
 
-def _read_log_bytes(job: Job) -> bytes:
+def _read_log_bytes(job: Job, position: int) -> bytes:
+    """What stands in a log from there on; a dashboard has no other answer than all of it."""
     if job.kind == "ray":
-        return ask_ray_job("get_job_logs", job.where, job.id).encode()
-    with suppress(FileNotFoundError):
-        return Path(job.log).read_bytes()
+        return ask_ray_job("get_job_logs", job.where, job.id).encode()[position:]
+    with suppress(FileNotFoundError), open(job.log, "rb") as file:
+        file.seek(position)
+        return file.read()
     return b""
 
 
