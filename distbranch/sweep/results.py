@@ -99,11 +99,15 @@ def _read_summary(files: RunDirectory, status: str) -> dict[str, Any]:
 
 
 def write_results(
-    rows: Sequence[Row], directory: SweepDirectory, *, has_ended: bool = True
+    rows: Sequence[Row],
+    directory: SweepDirectory,
+    *,
+    has_ended: bool = True,
+    in_tensorboard: bool = True,
 ) -> None:
     """Measure the latency of finished networks, then write results.csv, results.parquet, the report and TensorBoard's view.
 
-    Of a sweep that was stopped (`has_ended` False) nothing is measured: that may take minutes, and whoever stopped it may kill it.
+    The latter only `in_tensorboard`, where its trials are (`track`). Of a sweep that was stopped (`has_ended` False) nothing is measured: that may take minutes, and whoever stopped it may kill it.
     """
     finished = {Path(row["directory"]): row for row in rows if row["status"] == FINISHED}
     if finished and has_ended:
@@ -114,7 +118,8 @@ def write_results(
         return
     write_table(rows, directory)
     written = read_sweep(directory.path)
-    log_hparams(written, directory.tensorboard)
+    if in_tensorboard:
+        log_hparams(written, directory.tensorboard)
     if has_ended:
         write_importances(written, directory.importances)
     report_sweep(directory.path)
