@@ -10,6 +10,11 @@ from typing import Any
 
 from distbranch.errors import UsageError, UserError
 
+# A password may stand in a URL: before the host, or among its options, where signed ones have a few names of their own.
+USER_OF_URL = re.compile(r"(?<=://)[^/\s'\"]+@")
+SECRET_OF_URL = re.compile(
+    r"(?i)([?&](?:[^=&\s]*(?:key|token|secret|password|signature|credential)[^=&\s]*|sig)=)[^&\s'\"]+"
+)
 VARIABLE = re.compile(r"\$(?:(\w+)|\{([^}]*)\})", re.ASCII)  # as os.path.expandvars reads them
 
 
@@ -48,6 +53,16 @@ def _is_there_as_it_stands(place: str) -> bool:
     end = place.find("/", place.rfind("$"))
     named = place if end < 0 else place[:end]
     return "$" in place and os.path.isabs(place) and os.path.exists(named)
+
+
+def hide_secrets(text: str) -> str:
+    """The text with `***` for users and keys in URLs: what is shown or sent goes through it, what a run resumes from does not.
+
+    Example:
+        >>> hide_secrets("s3://me:mine@bucket/runs?access_key=abc&region=x")
+        's3://***@bucket/runs?access_key=***&region=x'
+    """
+    return SECRET_OF_URL.sub(r"\1***", USER_OF_URL.sub("***@", text))
 
 
 def is_remote(place: str) -> bool:

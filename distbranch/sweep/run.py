@@ -19,7 +19,12 @@ from distbranch.data.shards import DatasetInfo
 from distbranch.engine.initialisation import first_architecture
 from distbranch.engine.run_directory import RunDirectory, write_atomically
 from distbranch.engine.run_log import Report
-from distbranch.engine.run_start import begins_anew, check_run, without_moved_data
+from distbranch.engine.run_start import (
+    begins_anew,
+    check_run,
+    warn_written_secrets,
+    without_moved_data,
+)
 from distbranch.errors import UsageError, UserError
 from distbranch.launch.on_ray.address import cluster_address
 from distbranch.launch.on_ray.cluster import check_resources, check_storage, open_cluster
@@ -147,6 +152,7 @@ def _check_plan(sweep: SweepConfig, directory: SweepDirectory) -> list[list[Conf
     check_marker()
     check_begun(sweep, directory, trials)
     warn_ignored_settings(trials or turns[0])
+    warn_written_secrets(trials or turns[0])
     return turns
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from distbranch.config import Config
+from distbranch.config.paths import hide_secrets
 from distbranch.config.sweep import SweepConfig, sweep_to_yaml
 from distbranch.engine.run_directory import (
     RunDirectory,
@@ -78,9 +79,8 @@ class SweepDirectory:
         self, trial: str, status: str, reason: str = "", iteration: int | None = None
     ) -> None:
         """Record that a trial failed or was stopped early, or is to be trained again (`UNFINISHED`)."""
-        append_line(
-            self.ended, {"trial": trial, "status": status, "reason": reason, "iteration": iteration}
-        )
+        told = {"status": status, "reason": hide_secrets(reason), "iteration": iteration}
+        append_line(self.ended, {"trial": trial, **told})
 
     def read_statuses(self, trials: Iterable[Config]) -> dict[str, TrialStatus]:
         """How every trial stands, by name."""
