@@ -105,6 +105,20 @@ def _check_config_file(word: str) -> None:
     )
 
 
+def read_train(given: JobWords) -> tuple[Path, list[str]]:
+    """Config file and overrides of a run; `--fresh` chooses its name here, where the job would choose one at every start."""
+    from distbranch.config import load_config
+    from distbranch.launch.prepare import choose_fresh_name, with_absolute_paths
+
+    config, overrides = given.arguments["config"], [*given.arguments["overrides"]]
+    if config is None:
+        raise UsageError("Give a config file, or a config of the package such as quickstart.")
+    if given.arguments["fresh"]:
+        chosen = choose_fresh_name(with_absolute_paths(load_config(config, overrides)))
+        overrides.append(f"run.name={chosen.run.name}")
+    return Path(config), overrides
+
+
 def make_job_command(given: JobWords, *, looks_at_data: bool) -> "JobCommand":
     """What is known of any command but `train`, of which all arguments are checked.
 

@@ -11,6 +11,7 @@ import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -140,7 +141,7 @@ class OptunaSearch:
             trials.append(trial)
         self._journal.update(trials)
 
-    @property
+    @cached_property
     def _named_space(self) -> dict[str, Any]:
         """The space as people read it: choices by their text, where `space` has their numbers."""
         space = {}

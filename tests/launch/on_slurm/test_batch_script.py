@@ -13,6 +13,7 @@ from distbranch.cli.site_file import list_options
 from distbranch.config import load_config
 from distbranch.errors import UsageError
 from distbranch.launch.on_slurm import hold_signals, queue
+from distbranch.launch.on_slurm.node import count_gpus_of_this_node
 from distbranch.launch.on_slurm.queue import explain_refusal
 from distbranch.launch.on_slurm.resources import (
     Resources,
@@ -20,7 +21,6 @@ from distbranch.launch.on_slurm.resources import (
     parse_further_options,
 )
 from distbranch.launch.on_slurm.submission import render_batch_script
-from distbranch.launch.on_slurm.task import count_gpus_of_this_node
 from distbranch.launch.processes import restored_environment
 
 WAYS = {
