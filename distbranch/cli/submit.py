@@ -47,14 +47,14 @@ if TYPE_CHECKING:  # loads torch
 
 submit_app = typer.Typer(
     no_args_is_help=True,
-    help="Run a command as a job of a cluster: train, sweep, experiment, evaluate, predict, export or report.",
+    help="Run a command as a job of a cluster: train, sweep, experiment, evaluate, predict, export, report or doctor.",
 )
 Words = Annotated[
     list[str] | None,
     Argument(
         metavar="CONFIG KEY=VALUE | -- COMMAND",
         help="What the job runs: a config file and dotted keys of `train`, or after -- one of train, sweep, experiment, evaluate, "
-        "predict, export and report with all that it takes.",
+        "predict, export, report and doctor with all that it takes.",
         autocompletion=complete_key,
     ),
 ]

@@ -33,7 +33,7 @@ REFUSED = {
     "submit slurm": (2, ("config file of a run", "train, sweep, experiment, evaluate")),
     "submit slurm trian": (2, ("config file of a run", "train, sweep", "found 'trian'")),
     "submit slurm absent.yaml": (2, ("absent.yaml", "does not exist", "tiny.yaml")),
-    "submit slurm -- doctor": (2, ("`doctor` makes no job", "train, sweep, experiment, evaluate")),
+    "submit slurm -- serve": (2, ("`serve` makes no job", "train, sweep, experiment, evaluate")),
     "submit ray -- submit slurm tiny.yaml": (2, ("`submit` makes no job",)),
     "submit slurm -- experiment tabel tiny.yaml": (2, ("experiment table, experiment company",)),
     "submit slurm -- evaluate runs/tiny --splat": (2, ("No such option: --splat",)),
@@ -56,6 +56,7 @@ REFUSED = {
     f"{RAY} -- sweep s.yaml": (2, ("found directory=runs, data.path=data, which would lie",)),
     f"{RAY} -- experiment table tiny.yaml": (2, ("found run.directory=runs, data.path=data",)),
     f"{RAY} -- evaluate runs/tiny --out x.csv": (2, ("found run=runs/tiny, --out=x.csv",)),
+    f"{RAY} -- doctor": (2, ("found --storage=runs, which would lie",)),
     f"{RAY} -- sweep ../s.yaml {SHARED}": (2, ("s.yaml lies outside",)),
 }
 
@@ -224,6 +225,16 @@ def test_a_command_here_is_awaited_and_recorded_beside_the_run(world: Path) -> N
     assert job is not None
     assert (job.kind, job.command) == ("local", "evaluate")
     assert read_exit_code(Path(job.log).parent) == 0
+
+
+def test_a_look_at_a_machine_is_a_job_whose_log_is_kept_with_the_runs(world: Path) -> None:
+    ended = run("submit slurm --executor local --wait -- doctor --ranks 2 --storage runs")
+    assert ended.code == 0, ended.out + ended.err
+    assert "2 ranks on 1 host(s)" in ended.out
+    assert "2 ranks on 1 host(s)" in run("logs runs doctor").out
+    script = run(f"{SLURM} --nodes 2 -- doctor --ranks 16").out
+    assert "#SBATCH --nodes=2" in script
+    assert f"#SBATCH --output={world}/runs/slurm/doctor/slurm/" in script
 
 
 @pytest.mark.usefixtures("sweep_file")

@@ -100,10 +100,10 @@ class Task:
         try:
             with place.create_folders():
                 self._check_gpus()
-                # One node needs no cluster that others join: its ranks start one of their own.
-                code = (
-                    self._run_command(place) if place.num_nodes == 1 else self._run_with_ray(place)
-                )
+                # One node needs no cluster that others join: its ranks start one of their own. What trains nothing has no ranks of
+                # Ray: with several nodes each runs it.
+                is_alone = place.num_nodes == 1 or self.directory is None
+                code = self._run_command(place) if is_alone else self._run_with_ray(place)
         except UserError as error:
             sys.stdout.write(f"Error: {error}\n")  # the log of the job is its terminal
             code = 1
