@@ -128,7 +128,7 @@ def describe_status(run_directory: Path) -> list[tuple[str, str]]:
     Raises:
         UserError: no such run.
     """
-    files, training = _open_run(run_directory)
+    files, training = open_run(run_directory)
     config, lines = load_config(files.config), read_lines(files.metrics)
     result = read_summary(files)
     steps, resumed = _list_steps(lines, "train"), _list_steps(lines, "resumed")
@@ -190,21 +190,6 @@ def _list_steps(lines: Sequence[Mapping[str, Any]], kind: str) -> list[int]:
 def is_under_way(state: str) -> bool:
     """Whether a job of that state waits or runs, as far as is known."""
     return state.startswith(("waiting", "running"))
-
-
-def read_log(run_directory: Path, *, follow: bool) -> Iterator[str]:
-    """What the job of a run has said, piece by piece; with `follow` until the job has ended.
-
-    Raises:
-        UserError: the run has no job, or no log of it is to be found; or nobody knows what its job does.
-    """
-    files, _ = _open_run(run_directory)
-    job = read_job(files.path)
-    if job is None:
-        raise UserError(
-            f"The run {files.path} was started by `distbranch train`, which wrote to its own terminal."
-        )
-    yield from follow_log(job, follow=follow)
 
 
 def show_log(job: Job, *, say: Say, show: Say) -> None:
@@ -292,7 +277,7 @@ def cancel_run(run_directory: Path, *, patience_s: float, say: Say) -> None:
     Raises:
         UserError: no such run, nothing trains it, nobody knows whether its job does, or it is not ours to stop.
     """
-    files, training = _open_run(run_directory)
+    files, training = open_run(run_directory)
     job = read_job(files.path)
     state = "none" if job is None else describe_job_state(job)
 
@@ -348,7 +333,7 @@ def ask_to_stop(files: RunDirectory) -> None:
         ) from None
 
 
-def _open_run(run_directory: Path) -> tuple[RunDirectory, RunDirectory]:
+def open_run(run_directory: Path) -> tuple[RunDirectory, RunDirectory]:
     """The files of a run, and those on which a process of this machine trains it: of a run at a URL another copy."""
     files = RunDirectory(run_directory.absolute())
     if not files.config.exists():

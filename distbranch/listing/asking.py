@@ -82,12 +82,14 @@ def read_log(directory: Path, *, follow: bool, command: str | None = None) -> It
         UserError: no such run or sweep, or no log of it.
     """
     job = _find_job(directory, command)
-    if job is None and not is_sweep(directory):
-        yield from jobs.read_log(directory, follow=follow)
-        return
     if job is not None:
         yield from jobs.follow_log(job, follow=follow)
         return
+    if not is_sweep(directory):
+        files, _ = jobs.open_run(directory)
+        raise UserError(
+            f"The run {files.path} was started by `distbranch train`, which wrote to its own terminal."
+        )
     found = False
     for trial in read_sweep(directory.absolute()).trials:
         log = trial.directory / "log.txt"

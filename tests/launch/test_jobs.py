@@ -29,7 +29,6 @@ from distbranch.launch.jobs import (
     describe_job_state,
     describe_status,
     read_job,
-    read_log,
     write_job,
 )
 from distbranch.launch.on_ray import job as ray_job
@@ -38,6 +37,7 @@ from distbranch.launch.on_slurm.queue import explain_refusal
 from distbranch.launch.on_slurm.resources import Resources, parse_minutes
 from distbranch.launch.on_slurm.submission import render_batch_script
 from distbranch.launch.prepare import with_absolute_paths
+from distbranch.listing.asking import read_log
 
 
 def saved_step(run: Path) -> int:

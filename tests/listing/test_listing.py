@@ -24,8 +24,8 @@ from rich.console import Console
 from tiny_world import assert_one_sentence, faults_of_message, run_command
 
 from distbranch.errors import UserError
-from distbranch.launch.jobs import Job, describe_job_state, read_log, write_job
-from distbranch.listing.asking import cancel, check_resumable, describe_status
+from distbranch.launch.jobs import Job, describe_job_state, write_job
+from distbranch.listing.asking import cancel, check_resumable, describe_status, read_log
 from distbranch.listing.listing import list_rows
 from distbranch.listing.rows import Row
 from distbranch.listing.scores import SHORT_NAMES
