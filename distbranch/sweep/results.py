@@ -128,10 +128,10 @@ def write_results(
 def _measure_or_warn(runs: Sequence[Path], record: Path) -> dict[Path, Latency]:
     """The latencies; none where a model is damaged, which is warned of: the table has all else."""
     try:
-        with explain_damage("The model of a trial is damaged", "The table has no latencies."):
+        with explain_damage("The model of a trial is damaged", "Remove its folder to train it again."):
             return measure_latencies(runs, record)
     except UserError as error:
-        logger.warning("%s", error)
+        logger.warning("The table has no latencies: %s", error)
         return {}
 
 

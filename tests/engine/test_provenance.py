@@ -171,7 +171,7 @@ def test_the_secret_of_a_url_stands_where_a_run_resumes_from_and_nowhere_else(
     begun = run_command([*words, "--dry-run"])
     ended = run_command(words)
     assert ended.code == 0, ended.err
-    assert ended.err.replace("\n", " ").count("data.path holds a secret") == 1
+    assert " ".join(ended.err.split()).count("The URL of data.path holds a secret") == 1
     assert run_command(["report", str(run)]).code == 0
     asked = [run_command([command, str(run)]) for command in ("status", "evaluate")]
     changed = run_command([*words, "optim.lr=0.5", f"data.path={signed_data}3"])

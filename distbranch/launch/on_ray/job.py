@@ -89,10 +89,7 @@ def submit_ray_job(
     paths = list_run_paths(given)
     if given.data.cache_directory is not None:
         paths.append(("data.cache_directory", given.data.cache_directory))
-    relative = [
-        (key, path) for key, path in paths if not is_remote(path) and not os.path.isabs(path)
-    ]
-    refuse_vanishing_paths(relative, UsageError)
+    refuse_relative_paths(paths)
     address = dashboard_address(address)
     typed = [str(values) for _, values in read_with_bases(config_path)]
     expanded = write_expanded(paths, [*typed, *overrides])
@@ -115,6 +112,14 @@ def submit_ray_job(
     if not wait:
         return 0
     return wait_for_ray_job(job, say=say, show=show)
+
+
+def refuse_relative_paths(places: Sequence[tuple[str, str]]) -> None:
+    """A relative path would lie in the uploaded copy of this folder: name all of them, if there are any."""
+    relative = [
+        (key, path) for key, path in places if not is_remote(path) and not os.path.isabs(path)
+    ]
+    refuse_vanishing_paths(relative, UsageError)
 
 
 def write_expanded(places: Sequence[tuple[str, str]], typed: Sequence[str]) -> list[str]:
