@@ -120,9 +120,7 @@ def _run_app() -> None:
 
 
 def _print_error(text: str, style: str) -> None:
-    errors.print(
-        hide_secrets(text), style=style, markup=False, highlight=False, soft_wrap=True
-    )
+    errors.print(hide_secrets(text), style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def _exit_despite_threads(threads: str, code: int) -> None:

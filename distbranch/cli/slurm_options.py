@@ -98,9 +98,7 @@ def make_resources(
         parse_srun_options,
     )
 
-    further = parse_further_options(
-        sbatch or (), gpus_per_node=gpus_per_node, exclusive=exclusive
-    )
+    further = parse_further_options(sbatch or (), gpus_per_node=gpus_per_node, exclusive=exclusive)
     return Resources(
         timeout_min=parse_minutes(time),
         gpus_per_node=gpus_per_node,

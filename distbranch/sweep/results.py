@@ -107,7 +107,8 @@ def write_results(
 ) -> None:
     """Measure the latency of finished networks, then write results.csv, results.parquet, the report and TensorBoard's view.
 
-    The latter only `in_tensorboard`, where its trials are (`track`). Of a sweep that was stopped (`has_ended` False) nothing is measured: that may take minutes, and whoever stopped it may kill it.
+    The latter only `in_tensorboard`, where its trials are (`track`). Of a sweep that was stopped (`has_ended` False) nothing is
+    measured: that may take minutes, and whoever stopped it may kill it.
     """
     finished = {Path(row["directory"]): row for row in rows if row["status"] == FINISHED}
     if finished and has_ended:
@@ -128,7 +129,9 @@ def write_results(
 def _measure_or_warn(runs: Sequence[Path], record: Path) -> dict[Path, Latency]:
     """The latencies; none where a model is damaged, which is warned of: the table has all else."""
     try:
-        with explain_damage("The model of a trial is damaged", "Remove its folder to train it again."):
+        with explain_damage(
+            "The model of a trial is damaged", "Remove its folder to train it again."
+        ):
             return measure_latencies(runs, record)
     except UserError as error:
         logger.warning("The table has no latencies: %s", error)

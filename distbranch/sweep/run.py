@@ -108,9 +108,7 @@ def run_sweep(sweep: SweepConfig, report: Report) -> list[Row]:
             # Also where the sweep is stopped or fails: a table of what there is says how far it came.
             rows = live.make_rows()
             in_tensorboard = any("tensorboard" in trial.track for trial in trials)
-            write_results(
-                rows, directory, has_ended=has_ended, in_tensorboard=in_tensorboard
-            )
+            write_results(rows, directory, has_ended=has_ended, in_tensorboard=in_tensorboard)
             if proposals is not None:
                 proposals.write_journal()
         finished = {row["trial"] for row in rows if row["status"] == FINISHED}

@@ -162,6 +162,7 @@ def test_a_damaged_result_is_a_trial_that_failed_and_neither_ends_the_sweep_nor_
     damaged = driven.trials[1].run_directory / "result.json"
     monkeypatch.setattr(results, "measure_latencies", lambda *_: json.loads("{"))
     with driven.live.rewritten():
+        awaited(driven.directory.results.exists)
         driven.finish(0, 0.5)
         damaged.parent.mkdir()
         damaged.write_text('{"metrics": {')

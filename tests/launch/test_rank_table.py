@@ -107,7 +107,11 @@ def test_tasks_of_srun_one_on_each_node_start_as_many_ranks_as_are_asked_for(
     """As a job of Slurm runs it; both nodes are this machine."""
     source = Path(rank_check.__file__).resolve().parents[2]
     given = {**os.environ, **STEP, "PYTHONPATH": str(source), "OMP_NUM_THREADS": "1"}
-    given |= {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "1(x2)", "SLURM_LOCALID": "0"}
+    given |= {
+        "SLURM_STEP_NUM_TASKS": "2",
+        "SLURM_STEP_TASKS_PER_NODE": "1(x2)",
+        "SLURM_LOCALID": "0",
+    }
     given["SLURM_JOB_ID"] = str(os.getpid())  # by which the port is chosen
     command = [sys.executable, "-m", "distbranch", "doctor", "--ranks", "4"]
     tasks = [

@@ -139,7 +139,10 @@ def test_a_signal_to_all_processes_of_a_sweep_saves_its_trials_which_end_with_th
     for number in (signal.SIGTERM, signal.SIGUSR2):
         process = begin()
         try:
-            wait_until(lambda: all(max(list_steps(name), default=0) > reached[name] for name in names), process)
+            wait_until(
+                lambda: all(max(list_steps(name), default=0) > reached[name] for name in names),
+                process,
+            )
             os.killpg(process.pid, number)
             said, _ = process.communicate(timeout=TIMEOUT_S)
         finally:

@@ -101,7 +101,16 @@ def test_options_with_a_word_of_their_own_are_named_all_at_once() -> None:
 
 
 # Options of `submit slurm` of which sbatch knows nothing, or, of the last, which count in whatever way they are asked for.
-OURS_ALONE = {"sbatch", "srun", "setup", "container", "container_kind", "mounts", "port", "executor"}
+OURS_ALONE = {
+    "sbatch",
+    "srun",
+    "setup",
+    "container",
+    "container_kind",
+    "mounts",
+    "port",
+    "executor",
+}
 OURS_ALONE |= {"cpus_per_node", "signal_delay", "gpus_per_node"}
 
 
