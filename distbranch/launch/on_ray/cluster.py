@@ -51,7 +51,8 @@ SETTINGS = {
     "RAY_DEDUP_LOGS": "1",
     "RAY_worker_niceness": "0",  # Ray's 15 makes training wait for everything else that runs on the machine
 }
-SECONDS_TO_END = 10
+# Of workers, which end with their raylet; its agents would look for its reasons first.
+SECONDS_TO_END = 1
 BYTES_OF_NAME = len("db12345678")  # of a folder that tempfile makes
 STORAGE_ADVICE = "Give a run.directory on storage that all nodes see under one path (NFS, a mounted bucket), or a URL."
 Node = Mapping[str, Any]  # of ray.nodes()
@@ -123,6 +124,7 @@ def _connect(options: dict[str, Any]) -> Iterator[None]:
                 options["address"] = _check_address(options["address"])
             with hidden_from_children():
                 ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
+            _let_ray_kill()
         except Exception as error:  # of any kind: Ray raises bare ones, where its disk is full say
             raise UserError(_explain_cluster_error(options["address"], error)) from None
         yield
@@ -130,6 +132,16 @@ def _connect(options: dict[str, Any]) -> Iterator[None]:
         processes = set(psutil.Process().children(recursive=True)) - others
         ray.shutdown()
         end_processes(processes, SECONDS_TO_END)
+
+
+def _let_ray_kill() -> None:
+    """Ray ends what it started by SIGTERM, which none of it hears, and would wait a second for each before it kills."""
+    # A private name, for no public call ends them without.
+    from ray._private.worker import _global_node
+
+    for started in _global_node.all_processes.values():
+        for one in started:
+            one.process.terminate = one.process.kill
 
 
 def _explain_cluster_error(address: str, error: Exception) -> str:
