@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "distbranch"
 
 FLOORS = {
-    "errors": 0, "extras": 0, "locks": 0, "permissions": 0, "plugins": 0, "registry": 0, "streams": 0,
+    "errors": 0, "extras": 0, "locks": 0, "permissions": 0, "plugins": 0, "registry": 0, "signals": 0, "streams": 0,
     "tensor_files": 0, "losses": 0, "label_weights": 0,
     "kinds": 0, "maps": 0, "tasks": 0, "metrics": 0, "config": 0, "branching": 0, "adashare": 0,
     "models": 1, "data": 1,

@@ -50,6 +50,19 @@ def test_variables_and_homes_are_replaced(tmp_path: Path, place: str, expanded: 
     assert expand_places(place) == expanded.format(home=tmp_path)
 
 
+@pytest.mark.parametrize("name", ["a $USER 'c'", "$UNSET", "x/${USER}/y"])
+def test_a_folder_that_is_really_called_so_is_meant_wherever_its_path_is_read(
+    name: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / name
+    folder.mkdir(parents=True)
+    for place in (folder, folder / "runs"):
+        config = load_config(BASE, {"run.directory": str(place)})
+        assert config.run.directory == str(place)
+        assert load_config(config.model_dump()) == config
+    assert expand_places(f"{tmp_path}/$USER/runs") == f"{tmp_path}/me/runs"
+
+
 @pytest.mark.parametrize("key", PLACES)
 def test_every_place_of_a_run_is_expanded_in_files_and_overrides(key: str) -> None:
     config = load_config(BASE, {**PLACES[key], key: "$SCRATCH/x"})

@@ -32,10 +32,11 @@ from distbranch.cli.serve import serve
 from distbranch.cli.submit import submit_app
 from distbranch.cli.sweep import sweep
 from distbranch.cli.terminal import console, errors, given_plugins, lasting_streams
+from distbranch.config.paths import hide_secrets
 from distbranch.errors import Interrupted, SharedError, StoppedEarly, UsageError, UserError
 from distbranch.permissions import make_denied_error
 from distbranch.plugins import describe_plugin_failure, load_plugins, make_absolute
-from distbranch.streams import tolerate_any_text
+from distbranch.streams import hide_secrets_of_record, tolerate_any_text
 
 
 class Commands(TyperGroup):
@@ -119,7 +120,7 @@ def _run_app() -> None:
 
 
 def _print_error(text: str, style: str) -> None:
-    errors.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+    errors.print(hide_secrets(text), style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def _exit_despite_threads(threads: str, code: int) -> None:
@@ -166,7 +167,9 @@ def _setup_logging(
 ) -> None:
     logger = logging.getLogger("distbranch")
     # On stderr, so that stdout is what was asked for; replaced, for tests come here often in one process.
-    logger.handlers = [RichHandler(console=errors, show_path=False, show_time=False, markup=False)]
+    handler = RichHandler(console=errors, show_path=False, show_time=False, markup=False)
+    handler.addFilter(hide_secrets_of_record)
+    logger.handlers = [handler]
     logger.propagate = False
     threading.excepthook = _log_thread_error
     given_plugins[:] = plugin or []

@@ -21,12 +21,13 @@ if TYPE_CHECKING:  # loads torch
     from distbranch.config.sweep import SweepConfig
     from distbranch.launch.job_command import JobCommand
 
-# Of commands about a run: which of their arguments are folders or files.
+# Of commands that train nothing: which of their arguments are folders or files, that on which they work first.
 PLACES = {
     "evaluate": ("run", "data", "out"),
     "predict": ("run", "out"),
     "export": ("run", "out", "triton"),
     "report": ("run", "out", "against"),
+    "doctor": ("storage",),
 }
 JOBS = ("train", "sweep", "experiment", *PLACES)
 Arguments = Mapping[str, Any]
@@ -105,6 +106,20 @@ def _check_config_file(word: str) -> None:
     )
 
 
+def read_train(given: JobWords) -> tuple[Path, list[str]]:
+    """Config file and overrides of a run; `--fresh` chooses its name here, where the job would choose one at every start."""
+    from distbranch.config import load_config
+    from distbranch.launch.prepare import choose_fresh_name, with_absolute_paths
+
+    config, overrides = given.arguments["config"], [*given.arguments["overrides"]]
+    if config is None:
+        raise UsageError("Give a config file, or a config of the package such as quickstart.")
+    if given.arguments["fresh"]:
+        chosen = choose_fresh_name(with_absolute_paths(load_config(config, overrides)))
+        overrides.append(f"run.name={chosen.run.name}")
+    return Path(config), overrides
+
+
 def make_job_command(given: JobWords, *, looks_at_data: bool) -> "JobCommand":
     """What is known of any command but `train`, of which all arguments are checked.
 
@@ -180,7 +195,7 @@ def _make_sweep_command(
 def _make_run_command(given: JobWords) -> "JobCommand":
     from distbranch.launch.job_command import JobCommand
 
-    run = str(given.arguments["run"])
+    run = str(given.arguments[PLACES[given.name][0]])
     if not is_remote(run) and Path(run).suffix == ".onnx":
         raise UsageError(
             f"A job keeps its log in the directory of a run, so `{given.name}` takes one, found the file {run}."
@@ -200,7 +215,7 @@ def check_run_is_there(command: "JobCommand") -> None:
     Raises:
         UserError: it is not.
     """
-    if command.launch is not None or command.is_remote:
+    if command.launch is not None or command.is_remote or command.name == "doctor":
         return
     names = ["config.yaml"]
     if command.name == "report":

@@ -112,19 +112,26 @@ def status(run: RunArgument) -> None:
 
 def logs(
     run: RunArgument,
+    command: Annotated[
+        str | None,
+        Argument(help="Of the job that runs this command about it, such as evaluate."),
+    ] = None,
     follow: Annotated[
         bool, Option("--follow", "-f", help="Follow the log until the job has ended.")
     ] = False,
 ) -> None:
     """Print the log of the job of a run or a sweep; of a sweep without a job, where the logs of its trials are.
 
+    Of a run that no job trains it is that of the newest job about it.
+
     Examples:
     - `distbranch logs runs/quickstart --follow`
+    - `distbranch logs runs/quickstart evaluate`
     - `distbranch logs runs/sweep-quickstart`
     """
     from distbranch.listing.asking import read_log
 
-    for piece in read_log(run_folder(run), follow=follow):
+    for piece in read_log(run_folder(run), follow=follow, command=command):
         print_piece(piece)
 
 

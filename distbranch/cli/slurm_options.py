@@ -1,8 +1,13 @@
 """What `distbranch submit slurm` and `submit slurm-array` both ask of Slurm; their words are those of sbatch."""
 
-from typing import Annotated, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Option
+
+if TYPE_CHECKING:
+    from distbranch.launch.on_slurm.containers import Kind
+    from distbranch.launch.on_slurm.resources import Resources
 
 Partition = Annotated[str | None, Option(help="Partition; the site's default if empty.")]
 Gpus = Annotated[
@@ -68,3 +73,38 @@ Mounts = Annotated[
         help="Further folders that the container sees, separated by commas; those of the run and its data are seen anyway.",
     ),
 ]
+
+
+def make_resources(
+    *,
+    time: str,
+    sbatch: Sequence[str] | None,
+    srun: Sequence[str] | None,
+    container: "tuple[str | None, Kind, Sequence[str]]",
+    gpus_per_node: int,
+    exclusive: bool = False,
+    **others: Any,
+) -> "Resources":
+    """What is asked of Slurm, from the options that are texts to be read and from `others`, which stay as they are.
+
+    Raises:
+        UsageError: a text that cannot be read, or an option of sbatch or srun that has a word of its own.
+    """
+    from distbranch.launch.on_slurm.containers import parse_container
+    from distbranch.launch.on_slurm.resources import (
+        Resources,
+        parse_further_options,
+        parse_minutes,
+        parse_srun_options,
+    )
+
+    further = parse_further_options(sbatch or (), gpus_per_node=gpus_per_node, exclusive=exclusive)
+    return Resources(
+        timeout_min=parse_minutes(time),
+        gpus_per_node=gpus_per_node,
+        exclusive=exclusive,
+        further=further,
+        srun=parse_srun_options(srun or ()),
+        container=parse_container(*container),
+        **others,
+    )

@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer import Argument, Option
 
-from distbranch.cli.job_words import JobWords, check_run_is_there, make_job_command, read_job_words
+from distbranch.cli.job_words import (
+    check_run_is_there,
+    make_job_command,
+    read_job_words,
+    read_train,
+)
 from distbranch.cli.site import SiteCommand
 from distbranch.cli.slurm_options import (
     Account,
@@ -29,6 +34,7 @@ from distbranch.cli.slurm_options import (
     SignalDelay,
     Srun,
     Time,
+    make_resources,
 )
 from distbranch.cli.terminal import Overrides, complete_key, print_piece, print_plain
 from distbranch.errors import UsageError
@@ -41,14 +47,14 @@ if TYPE_CHECKING:  # loads torch
 
 submit_app = typer.Typer(
     no_args_is_help=True,
-    help="Run a command as a job of a cluster: train, sweep, experiment, evaluate, predict, export or report.",
+    help="Run a command as a job of a cluster: train, sweep, experiment, evaluate, predict, export, report or doctor.",
 )
 Words = Annotated[
     list[str] | None,
     Argument(
         metavar="CONFIG KEY=VALUE | -- COMMAND",
         help="What the job runs: a config file and dotted keys of `train`, or after -- one of train, sweep, experiment, evaluate, "
-        "predict, export and report with all that it takes.",
+        "predict, export, report and doctor with all that it takes.",
         autocompletion=complete_key,
     ),
 ]
@@ -89,27 +95,13 @@ def submit_ray(
     options: dict[str, Any] = {"address": address, "wait": wait, "dry_run": dry_run}
     options |= {"say": print_plain, "show": print_piece}
     if given.name == "train":
-        config, overrides = _read_train(given)
+        config, overrides = read_train(given)
         code = submit_ray_job(config, overrides, **options)
     else:
         code = submit_ray_command(make_job_command(given, looks_at_data=False), **options)
     # The job's exit code becomes that of the command, so that a script may wait for it.
     if code:
         raise typer.Exit(code)
-
-
-def _read_train(given: JobWords) -> tuple[Path, list[str]]:
-    """Config file and overrides of a run; `--fresh` chooses its name here, where the job would choose one at every start."""
-    from distbranch.config import load_config
-    from distbranch.launch.prepare import choose_fresh_name, with_absolute_paths
-
-    config, overrides = given.arguments["config"], [*given.arguments["overrides"]]
-    if config is None:
-        raise UsageError("Give a config file, or a config of the package such as quickstart.")
-    if given.arguments["fresh"]:
-        chosen = choose_fresh_name(with_absolute_paths(load_config(config, overrides)))
-        overrides.append(f"run.name={chosen.run.name}")
-    return Path(config), overrides
 
 
 DryRun = Annotated[bool, Option("--dry-run", help="Print the batch script, submit nothing.")]
@@ -156,23 +148,19 @@ def submit_slurm(
     - `distbranch submit slurm --nodes 4 --gpus-per-node 8 --time 12:00:00 -- sweep configs/sweep-thinness-branching.yaml gpus_per_trial=1`
     - `distbranch submit slurm --gpus-per-node 1 --wait -- evaluate runs/celeba-branch-32-2 --split test`
     """
-    from distbranch.launch.on_slurm.containers import parse_container
-    from distbranch.launch.on_slurm.resources import (
-        Resources,
-        parse_further_options,
-        parse_gpus,
-        parse_minutes,
-        parse_srun_options,
-    )
+    from distbranch.launch.on_slurm.resources import parse_gpus
 
     gpu_type, num_gpus = parse_gpus(gpus_per_node)
-    resources = Resources(
+    resources = make_resources(
+        time=time,
+        sbatch=sbatch,
+        srun=srun,
+        container=(container, container_kind, mounts or []),
         partition=partition,
         nodes=nodes,
         gpus_per_node=num_gpus,
         gpu_type=gpu_type,
         cpus_per_node=cpus_per_node,
-        timeout_min=parse_minutes(time),
         account=account,
         qos=qos,
         constraint=constraint,
@@ -180,16 +168,13 @@ def submit_slurm(
         exclusive=exclusive,
         job_name=job_name,
         signal_delay_s=signal_delay,
-        further=parse_further_options(sbatch or [], gpus_per_node=num_gpus),
         setup=setup or (),
-        srun=parse_srun_options(srun or []),
-        container=parse_container(container, container_kind, mounts or []),
         port=port,
         executor=executor,
     )
     given = read_job_words(words or [])
     if given.name == "train":
-        config, overrides = _read_train(given)
+        config, overrides = read_train(given)
         return _submit_run_to_slurm(config, overrides, resources, dry_run=dry_run, wait=wait)
     command = make_job_command(given, looks_at_data=True)
     check_run_is_there(command)
@@ -290,13 +275,6 @@ def submit_slurm_array(
     - `distbranch submit slurm-array configs/sweep-thinness-branching.yaml --partition gpu --gpus-per-trial 1 --time 4:00:00`
     """
     from distbranch.config.sweep import load_sweep
-    from distbranch.launch.on_slurm.containers import parse_container
-    from distbranch.launch.on_slurm.resources import (
-        Resources,
-        parse_further_options,
-        parse_minutes,
-        parse_srun_options,
-    )
 
     # Options are written as overrides, so that they are checked and recorded as keys of the sweep.
     given = {"gpus_per_trial": gpus, "cpus_per_trial": cpus}
@@ -307,23 +285,21 @@ def submit_slurm_array(
             "The trials of an array do not know of each other, so none is stopped early: give early_stopping=null to train all of "
             "them to their end, or use `distbranch sweep`."
         )
-    # Slurm gives whole GPUs only.
-    gpus_per_trial = math.ceil(loaded.gpus_per_trial)
-    resources = Resources(
+    resources = make_resources(
+        time=time,
+        sbatch=sbatch,
+        srun=srun,
+        container=(container, container_kind, mounts or []),
         partition=partition,
-        gpus_per_node=gpus_per_trial,
+        gpus_per_node=math.ceil(loaded.gpus_per_trial),  # Slurm gives whole ones only
         cpus_per_node=math.ceil(loaded.cpus_per_trial or loaded.workers_per_trial),
-        timeout_min=parse_minutes(time),
         account=account,
         qos=qos,
         constraint=constraint,
         memory=mem,
         job_name=job_name or loaded.name,
         signal_delay_s=signal_delay,
-        further=parse_further_options(sbatch or [], gpus_per_node=gpus_per_trial),
         setup=setup or (),
-        srun=parse_srun_options(srun or []),
-        container=parse_container(container, container_kind, mounts or []),
     )
     # A site's limit on the jobs of a user is often in the hundreds.
     most = at_once or loaded.concurrency or 64

@@ -14,7 +14,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from typer import Argument
 
-from distbranch.config.paths import is_remote
+from distbranch.config.paths import hide_secrets, is_remote
 from distbranch.errors import UsageError, UserError
 from distbranch.report.tables import start_table
 
@@ -119,8 +119,8 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def print_plain(text: Any) -> None:
-    """The text as it is: not as markup, not folded, without colours."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    """The text as it is, but for secrets of URLs: not as markup, not folded, without colours."""
+    console.print(hide_secrets(str(text)), markup=False, highlight=False, soft_wrap=True)
 
 
 def print_piece(piece: str) -> None:
@@ -169,7 +169,7 @@ def show_pairs(pairs: Iterable[tuple[str, str]]) -> None:
     """A table of what was asked about and the answer."""
     table = start_table(has_heads=False)
     for pair in pairs:
-        table.add_row(*map(escape, pair))
+        table.add_row(*(escape(hide_secrets(word)) for word in pair))
     console.print(table)
 
 

@@ -10,18 +10,25 @@ from typing import Any
 
 from distbranch.errors import UsageError, UserError
 
+# A password may stand in a URL: before the host, or among its options, where signed ones have a few names of their own.
+USER_OF_URL = re.compile(r"(?<=://)[^/\s'\"]+@")
+SECRET_OF_URL = re.compile(
+    r"(?i)([?&](?:[^=&\s]*(?:key|token|secret|password|signature|credential)[^=&\s]*|sig)=)[^&\s'\"]+"
+)
 VARIABLE = re.compile(r"\$(?:(\w+)|\{([^}]*)\})", re.ASCII)  # as os.path.expandvars reads them
 
 
 def expand_places(value: Any) -> Any:
     """A place, or several, with `$NAME`, `${NAME}` and `~` replaced by what they stand for here; anything else as it is.
 
+    An absolute path whose folders are really called so stays too: a place that was made absolute is read again by every job.
+
     Raises:
         UsageError: a variable that is not set or empty, or a home that nobody has.
     """
     if isinstance(value, (list, tuple)):
         return type(value)(map(expand_places, value))
-    if not isinstance(value, str):
+    if not isinstance(value, str) or _is_there_as_it_stands(value):
         return value
     # An empty variable would make another place of it, such as /runs.
     unset = [
@@ -39,6 +46,23 @@ def expand_places(value: Any) -> Any:
             f"'{value}' names a home folder that does not exist on this machine; write the path out"
         )
     return expanded
+
+
+def _is_there_as_it_stands(place: str) -> bool:
+    """Whether `place` is an absolute path in which the last name with a `$` is that of a file or folder."""
+    end = place.find("/", place.rfind("$"))
+    named = place if end < 0 else place[:end]
+    return "$" in place and os.path.isabs(place) and os.path.exists(named)
+
+
+def hide_secrets(text: str) -> str:
+    """The text with `***` for users and keys in URLs: what is shown or sent goes through it, what a run resumes from does not.
+
+    Example:
+        >>> hide_secrets("s3://me:mine@bucket/runs?access_key=abc&region=x")
+        's3://***@bucket/runs?access_key=***&region=x'
+    """
+    return SECRET_OF_URL.sub(r"\1***", USER_OF_URL.sub("***@", text))
 
 
 def is_remote(place: str) -> bool:

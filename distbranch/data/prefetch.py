@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from multiprocessing import connection
+from multiprocessing import connection, resource_tracker
 from multiprocessing.process import BaseProcess
 from types import FrameType, ModuleType
 from typing import Any
@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from distbranch.errors import UserError, reason_of
+from distbranch.signals import hidden_from_children
 
 SHARED_MEMORY = "/dev/shm"
 SECONDS_TO_DIE = 2.0  # from the first sign that a process is gone until its exit code is known
@@ -117,8 +118,11 @@ def from_processes(
         generator=torch.Generator(),  # else each loader draws from the global one, which a resumed run would notice
     )
     before = multiprocessing.active_children()
+    # Apart and first, for starting it lets SIGTERM through again (Python 3.11).
+    with hidden_from_children():
+        resource_tracker.ensure_running()
     try:
-        with _without_main():
+        with _without_main(), hidden_from_children():
             batches = iter(loader)
     except OSError as error:  # where the first batch is awaited all ranks learn of it
         return _raise_at_first_batch(UserError(_explain_failure(error)))
@@ -203,6 +207,8 @@ def _start_worker(_: int) -> None:
     for number in (signal.SIGINT, signal.SIGUSR2, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _ignore_first_signal)
+    # The server, of which this is a fork, does not hear it.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
     # The DataLoader watches the parent process, but that is the fork server, which lives as long as its children do.
     threading.Thread(target=_exit_with_trainer, daemon=True).start()
 

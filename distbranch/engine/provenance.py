@@ -16,6 +16,7 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
+from distbranch.config.paths import hide_secrets
 from distbranch.engine.run_directory import write_atomically
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -30,11 +31,6 @@ DIGITS = 9  # of a hash, for people
 MOST_NAMED = 3  # of the packages that differ
 # Ray brings packages of its own along, which are found first once it is loaded.
 OF_RAY = "thirdparty_files"
-# A password may stand in a URL: before the host, or among its options.
-USER_OF_URL = re.compile(r"(?<=://)[^/\s'\"]+@")
-SECRET_OF_URL = re.compile(
-    r"(?i)([?&][^=&\s]*(?:key|token|secret|password|signature)[^=&\s]*=)[^&\s'\"]+"
-)
 
 
 @dataclass(frozen=True)
@@ -134,16 +130,6 @@ def describe_command() -> str:
     elif name == "__main__.py":
         words = ["python", "-m", Path(program).parent.name]
     return hide_secrets(shlex.join([*words, *arguments]))
-
-
-def hide_secrets(text: str) -> str:
-    """The text with `***` for users and keys in URLs.
-
-    Example:
-        >>> hide_secrets("s3://me:mine@bucket/runs?access_key=abc&region=x")
-        's3://***@bucket/runs?access_key=***&region=x'
-    """
-    return SECRET_OF_URL.sub(r"\1***", USER_OF_URL.sub("***@", text))
 
 
 def hash_text(text: str) -> str:

@@ -5,7 +5,7 @@ import logging
 import os
 import platform
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,6 +14,8 @@ from typing import Any
 import torch
 
 from distbranch.config import Config, differences, load_config, to_yaml
+from distbranch.config.paths import hide_secrets
+from distbranch.config.reading import flatten_config
 from distbranch.data.mixture import read_data
 from distbranch.data.shard_writer import file_sha256
 from distbranch.data.shards import DatasetInfo
@@ -25,7 +27,6 @@ from distbranch.engine.provenance import (
     describe_code,
     describe_command,
     format_packages,
-    hide_secrets,
     keep_text,
     list_changes,
     list_packages,
@@ -279,6 +280,23 @@ def write_environment(
     keep_text(files.uncommitted, read_source().diff)
     keep_text(files.packages, format_packages())
     write_json(files.environment, environment)
+
+
+def warn_written_secrets(configs: Iterable[Config]) -> None:
+    """Warn once of the keys whose URLs hold what nobody else should read: a run keeps them, for it resumes from them."""
+    keys = {
+        key
+        for config in configs
+        for key, value in flatten_config(config).items()
+        if hide_secrets(str(value)) != str(value)
+    }
+    if keys and os.environ.get("RANK", "0") == "0":
+        logger.warning(
+            "The URL of %s holds a secret, which stands in config.yaml, so that whoever may read the run directory has it; what is "
+            "shown or sent has *** in its place. Credentials of the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+            "GOOGLE_APPLICATION_CREDENTIALS) are written nowhere.",
+            " and ".join(sorted(keys)),
+        )
 
 
 def warn_of_other_origin(config_file: Path, config: Config) -> None:

@@ -128,7 +128,7 @@ def describe_status(run_directory: Path) -> list[tuple[str, str]]:
     Raises:
         UserError: no such run.
     """
-    files, training = _open_run(run_directory)
+    files, training = open_run(run_directory)
     config, lines = load_config(files.config), read_lines(files.metrics)
     result = read_summary(files)
     steps, resumed = _list_steps(lines, "train"), _list_steps(lines, "resumed")
@@ -192,21 +192,6 @@ def is_under_way(state: str) -> bool:
     return state.startswith(("waiting", "running"))
 
 
-def read_log(run_directory: Path, *, follow: bool) -> Iterator[str]:
-    """What the job of a run has said, piece by piece; with `follow` until the job has ended.
-
-    Raises:
-        UserError: the run has no job, or no log of it is to be found; or nobody knows what its job does.
-    """
-    files, _ = _open_run(run_directory)
-    job = read_job(files.path)
-    if job is None:
-        raise UserError(
-            f"The run {files.path} was started by `distbranch train`, which wrote to its own terminal."
-        )
-    yield from follow_log(job, follow=follow)
-
-
 def show_log(job: Job, *, say: Say, show: Say) -> None:
     """Say what a job waits for, and show what it says until it has ended."""
     say("Waiting for the job; Ctrl-C leaves it alone.")
@@ -242,7 +227,7 @@ def follow_log(job: Job, *, follow: bool) -> Iterator[str]:
 
         # Whole lines only, while there will be more: half a character cannot be shown.
         try:
-            piece = _read_log_bytes(job)[position:]
+            piece = _read_log_bytes(job, position)
         except UserError:
             if not is_running:
                 raise
@@ -261,11 +246,13 @@ def follow_log(job: Job, *, follow: bool) -> Iterator[str]:
         )
 
 
-def _read_log_bytes(job: Job) -> bytes:
+def _read_log_bytes(job: Job, position: int) -> bytes:
+    """What stands in a log from there on; a dashboard has no other answer than all of it."""
     if job.kind == "ray":
-        return ask_ray_job("get_job_logs", job.where, job.id).encode()
-    with suppress(FileNotFoundError):
-        return Path(job.log).read_bytes()
+        return ask_ray_job("get_job_logs", job.where, job.id).encode()[position:]
+    with suppress(FileNotFoundError), open(job.log, "rb") as file:
+        file.seek(position)
+        return file.read()
     return b""
 
 
@@ -290,7 +277,7 @@ def cancel_run(run_directory: Path, *, patience_s: float, say: Say) -> None:
     Raises:
         UserError: no such run, nothing trains it, nobody knows whether its job does, or it is not ours to stop.
     """
-    files, training = _open_run(run_directory)
+    files, training = open_run(run_directory)
     job = read_job(files.path)
     state = "none" if job is None else describe_job_state(job)
 
@@ -346,7 +333,7 @@ def ask_to_stop(files: RunDirectory) -> None:
         ) from None
 
 
-def _open_run(run_directory: Path) -> tuple[RunDirectory, RunDirectory]:
+def open_run(run_directory: Path) -> tuple[RunDirectory, RunDirectory]:
     """The files of a run, and those on which a process of this machine trains it: of a run at a URL another copy."""
     files = RunDirectory(run_directory.absolute())
     if not files.config.exists():

@@ -26,7 +26,7 @@ from distbranch.engine.process_group import wants_gpu
 from distbranch.engine.remote_run import RemoteRun
 from distbranch.engine.run_directory import RunDirectory, RunInUseError
 from distbranch.engine.run_log import Report
-from distbranch.engine.run_start import begin_run
+from distbranch.engine.run_start import begin_run, warn_written_secrets
 from distbranch.engine.scout import check_scout
 from distbranch.errors import UsageError, UserError
 from distbranch.extras import check_installed, require
@@ -56,6 +56,7 @@ def prepare_run(config: Config, *, fresh: bool, report: Report) -> Config:
     refuse_uploaded_paths(list_run_paths(config))
     check_marker()
     warn_ignored_settings([config])
+    warn_written_secrets([config])
 
     # The directory, as the store has it.
     if fresh:

@@ -22,24 +22,28 @@ SECONDS_TO_COME = (
 def measure_ranks(num_ranks: int) -> RankReport | None:
     """What the ranks measured, on rank 0 of those that torchrun or srun started; None on the others, and if they are started here.
 
+    Of srun's tasks, one on each node, each starts its part of them here.
+
     Raises:
         UserError: not all came, or they cannot talk to each other.
     """
-    take_place_of_srun()
-    if "RANK" not in os.environ:
-        _run_here(num_ranks)
+    is_of_srun = take_place_of_srun()
+    num_tasks = int(os.environ["WORLD_SIZE"]) if is_of_srun else 1
+    is_one_per_node = is_of_srun and os.environ["LOCAL_WORLD_SIZE"] == "1"
+    if "RANK" not in os.environ or (is_one_per_node and num_ranks % num_tasks == 0):
+        _run_here(num_ranks, num_tasks)
         return None
     num_started_ranks()  # says what is wrong with the variables
     report = check_ranks(num_ranks, patience_s=SECONDS_TO_COME)
     return report if os.environ["RANK"] == "0" else None
 
 
-def take_place_of_srun() -> None:
-    """Under srun, set the variables of torchrun from those of Slurm."""
+def take_place_of_srun() -> bool:
+    """Under srun, set the variables of torchrun from those of Slurm; whether this is one of its tasks."""
     given = os.environ
     # In a batch script SLURM_PROCID is 0 too; only srun says how many tasks its step has.
     if "RANK" in given or "SLURM_STEP_NUM_TASKS" not in given:
-        return
+        return False
     address = _find_first_node()
     number = int(given["SLURM_JOB_ID"]) * 7 + int(given["SLURM_STEP_ID"])
     given["RANK"] = given["SLURM_PROCID"]
@@ -52,6 +56,7 @@ def take_place_of_srun() -> None:
     name = find_interface(find_address_towards(address))
     if name is not None:
         given.setdefault("GLOO_SOCKET_IFNAME", name)
+    return True
 
 
 def _find_first_node() -> str:
@@ -74,21 +79,25 @@ def _count_tasks_here() -> int:
     return counts[int(os.environ["SLURM_NODEID"])]
 
 
-def _run_here(num_ranks: int) -> None:
-    """Start the ranks as processes of this machine, which print their table; wait for them.
+def _run_here(num_ranks: int, num_tasks: int) -> None:
+    """Start the ranks of this task as processes of this machine, which print their table; wait for them.
 
     Raises:
         UserError: some failed, which have said why.
     """
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_port())}
-    place |= {"WORLD_SIZE": str(num_ranks), "LOCAL_WORLD_SIZE": str(num_ranks)}
+    given = dict(os.environ)
+    if num_tasks == 1:
+        given |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_port()), "RANK": "0"}
+    num_here = num_ranks // num_tasks
+    first = int(given["RANK"]) * num_here
+    given |= {"WORLD_SIZE": str(num_ranks), "LOCAL_WORLD_SIZE": str(num_here)}
     command = [sys.executable, "-m", "distbranch", "doctor", "--ranks", str(num_ranks)]
     ranks = []
-    for rank in range(num_ranks):
-        own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        ranks.append(subprocess.Popen(command, env={**os.environ, **place, **own}))
+    for local in range(num_here):
+        own = {"RANK": str(first + local), "LOCAL_RANK": str(local)}
+        ranks.append(subprocess.Popen(command, env={**given, **own}))
     try:
-        failed = [rank for rank, process in enumerate(ranks) if process.wait()]
+        failed = [rank for rank, process in enumerate(ranks, start=first) if process.wait()]
     finally:
         for process in ranks:
             process.kill()

@@ -6,6 +6,7 @@ from pathlib import Path
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UserError
 from distbranch.launch import jobs
+from distbranch.launch.job_command import FOLDER
 from distbranch.launch.job_states import read_job_states
 from distbranch.launch.jobs import Job, Say, describe_job_state, is_under_way, read_job, stop_job
 from distbranch.launch.on_slurm.queue import call_slurm
@@ -68,19 +69,27 @@ def describe_status(directory: Path) -> list[tuple[str, str]]:
     return [(what, answer) for what, answer in answers.items() if answer]
 
 
-def read_log(directory: Path, *, follow: bool) -> Iterator[str]:
+def read_log(directory: Path, *, follow: bool, command: str | None = None) -> Iterator[str]:
     """What the job of a run or a sweep has said, piece by piece; of a sweep without a job where the logs of its trials are.
+
+    Args:
+        directory: of the run or sweep.
+        follow: until the job has ended.
+        command: such as `evaluate`: the job that runs this one about it. If None the job that trains; of a run without one, the
+            newest of the others.
 
     Raises:
         UserError: no such run or sweep, or no log of it.
     """
-    if not is_sweep(directory):
-        yield from jobs.read_log(directory, follow=follow)
-        return
-    job = read_job(directory)
+    job = _find_job(directory, command)
     if job is not None:
         yield from jobs.follow_log(job, follow=follow)
         return
+    if not is_sweep(directory):
+        files, _ = jobs.open_run(directory)
+        raise UserError(
+            f"The run {files.path} was started by `distbranch train`, which wrote to its own terminal."
+        )
     found = False
     for trial in read_sweep(directory.absolute()).trials:
         log = trial.directory / "log.txt"
@@ -95,6 +104,24 @@ def read_log(directory: Path, *, follow: bool) -> Iterator[str]:
             f"The sweep {directory} has no job, and no trial of it has warned of anything. "
             "`distbranch status` shows what has ended and why."
         )
+
+
+def _find_job(directory: Path, command: str | None) -> Job | None:
+    """The job whose log is meant; None if there is none."""
+    job = read_job(directory)
+    found = {} if job is None else {job.command: job}
+    for file in directory.glob(f"{FOLDER}/*/job.json"):
+        about = read_job(file.parent)
+        if about is not None:
+            found.setdefault(about.command, about)
+    if command is None:
+        newest = max(found.values(), key=lambda one: one.submitted, default=None)
+        return job if job is not None or is_sweep(directory) else newest
+    if command not in found:
+        raise UserError(
+            f"{directory} has no job of `{command}`; those on record are of {', '.join(sorted(found)) or 'nothing'}."
+        )
+    return found[command]
 
 
 def cancel(directories: Sequence[Path], *, patience_s: float, say: Say) -> None:

@@ -16,7 +16,8 @@ from statistics import fmean
 from typing import Any
 
 from distbranch.engine.run_directory import RunDirectory, read_lines
-from distbranch.launch.jobs import Job, is_under_way
+from distbranch.errors import UserError
+from distbranch.launch.jobs import Job, is_under_way, read_summary
 from distbranch.listing.rows import (
     FAILED,
     FINISHED,
@@ -33,7 +34,6 @@ from distbranch.listing.run_row import (
     find_state,
     is_alive_elsewhere,
     read_run_job,
-    read_summary_of,
 )
 from distbranch.listing.scores import Score, find_best
 from distbranch.locks import is_held
@@ -243,7 +243,10 @@ def _read_trial(
     if files.result.exists():
         value, seconds = _to_number(row.get(f"val_{metric}")), _to_number(row.get("seconds"))
         if row.get("status") != FINISHED:  # since the table was written, or there is none
-            summary = read_summary_of(files)
+            try:
+                summary = read_summary(files) or {}
+            except UserError as error:
+                return Trial(name, directory, FAILED, str(error))
             value = summary.get("metrics", {}).get("val", {}).get("mean", {}).get(metric)
             seconds = summary.get("seconds")
         return Trial(name, directory, FINISHED, value=value, seconds=seconds)

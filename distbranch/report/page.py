@@ -19,6 +19,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from distbranch.config.network import BASELINES, WIDTHS, ModelConfig
+from distbranch.config.paths import hide_secrets
 from distbranch.engine.provenance import shorten_commit
 from distbranch.errors import UserError
 from distbranch.kinds.kind import PER_CLASS
@@ -189,8 +190,13 @@ def _load_templates() -> Environment:
         "duration": format_duration,
     }
     templates.globals["format_value"] = format_value
-    templates.filters["yaml"] = lambda value: yaml.safe_dump(value, sort_keys=False)
+    templates.filters["yaml"] = _show_yaml
     return templates
+
+
+def _show_yaml(value: Any) -> str:
+    """As a configuration is written down, but without the secrets of URLs."""
+    return hide_secrets(yaml.safe_dump(value, sort_keys=False))
 
 
 def draw_svg(figure: Figure, label: str) -> Markup:

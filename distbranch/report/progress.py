@@ -23,6 +23,7 @@ from rich.progress import (
 from rich.spinner import Spinner
 from rich.text import Text
 
+from distbranch.config.paths import hide_secrets
 from distbranch.metrics import list_metrics
 from distbranch.report.console import UNDEFINED, describe_means, format_value
 
@@ -174,7 +175,7 @@ class ProgressDisplay:
             self._print_line(f"    {text}", "dim")
 
     def _print_line(self, text: str, style: str = "") -> None:
-        text = self._who + text
+        text = hide_secrets(self._who + text)
         if self._live:
             # what follows in the next line stands below its own beginning
             text = textwrap.fill(
@@ -279,6 +280,7 @@ class SweepDisplay:
         return f" (about {timedelta(seconds=round(seconds))} left)"
 
     def _print_line(self, text: str, style: str = "") -> None:
+        text = hide_secrets(text)
         soft_wrap = not self.console.is_terminal  # which would end a line within a word
         self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=soft_wrap)
 

@@ -46,12 +46,14 @@ class LiveResults:
         self._finished: dict[str, Row] = {}  # rows of finished trials, which change no more
         self._best: tuple[float, str] | None = None
         self._changed, self._over = threading.Event(), threading.Event()
+        self._has_warned = False
 
     def __call__(self, event: Event) -> None:
         """Pass on an event; a trial that ended makes the files old."""
         if event["kind"] == "ended":
             if event["status"] == FINISHED:
-                event = {**event, **self._compare_trial(event["trial"])}
+                with self._only_warned():
+                    event = {**event, **self._compare_trial(event["trial"])}
             self._changed.set()
         self.report(event)
 
@@ -107,28 +109,33 @@ class LiveResults:
             self._best = value, row["trial"]
         return float(value)
 
+    @contextmanager
+    def _only_warned(self) -> Iterator[None]:
+        """Whatever goes wrong inside it is warned of once: a page that is old is not worth a sweep."""
+        try:
+            yield
+        except Exception as error:  # of any kind
+            if not self._has_warned:
+                logger.warning(
+                    "Table and page of the sweep cannot be brought up to date (%r); its trials run on.",
+                    error,
+                )
+            self._has_warned = True
+
     def _rewrite(self) -> None:
-        told = False
         while not self._over.is_set():
             self._changed.wait()
             if self._over.is_set():
                 return
             self._changed.clear()
             began = time.monotonic()
-            try:
+            with self._only_warned():
                 rows = self.make_rows()
                 if rows:  # none of Optuna before its first proposal
                     write_table(rows, self.directory)
                     # Whoever loads the page meanwhile sees the old one, never half of the new one.
                     aside = report_sweep(self.directory.path, self.directory.path / ".report.html")
                     aside.replace(aside.with_name("report.html"))
-            except Exception as error:  # of any kind: a page that is old is not worth a sweep
-                if not told:
-                    logger.warning(
-                        "Table and page of the sweep cannot be brought up to date (%r); its trials run on.",
-                        error,
-                    )
-                told = True
             self._over.wait(choose_pause(time.monotonic() - began))
 
 

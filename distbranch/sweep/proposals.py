@@ -11,15 +11,16 @@ import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from distbranch.config import Config
 from distbranch.config.sweep import Range, SweepConfig
-from distbranch.engine.results import read_result
-from distbranch.engine.run_directory import append_line, read_lines
+from distbranch.engine.run_directory import RunDirectory, append_line, read_lines
 from distbranch.errors import UsageError
+from distbranch.launch.jobs import read_summary
 from distbranch.metrics import list_metrics
 from distbranch.sweep.journal import StudyJournal
 from distbranch.sweep.latencies import measure_new_latencies
@@ -140,7 +141,7 @@ class OptunaSearch:
             trials.append(trial)
         self._journal.update(trials)
 
-    @property
+    @cached_property
     def _named_space(self) -> dict[str, Any]:
         """The space as people read it: choices by their text, where `space` has their numbers."""
         space = {}
@@ -219,9 +220,7 @@ class OptunaSearch:
         return values
 
     def _read_worth(self, config: Config) -> float:
-        result = read_result(config.run_directory)
-        assert result is not None
-        value = result.metrics["val"]["mean"].get(self.sweep.metric)
+        value = _read_finished(config)["metrics"]["val"]["mean"].get(self.sweep.metric)
         if value is None:  # of predictions that are all equal, for instance
             logger.warning(
                 "The tasks of %s have no %s on val, so its setting tells the search nothing.",
@@ -233,10 +232,15 @@ class OptunaSearch:
 
 
 def _read_cost(config: Config, cost: str) -> float:
-    result = read_result(config.run_directory)
-    assert result is not None
+    summary = _read_finished(config)
     # Only branches that store differences have a number of their own once these are folded in.
-    return float(result.summary.get(cost, result.summary["weights"]))
+    return float(summary.get(cost, summary["weights"]))
+
+
+def _read_finished(config: Config) -> dict[str, Any]:
+    summary = read_summary(RunDirectory(config.run_directory))
+    assert summary is not None
+    return summary
 
 
 def _make_distribution(span: Range, kinds: Any) -> Any:

@@ -1,6 +1,7 @@
 """The results of a sweep as one table: a row per trial, whatever became of it, with the latency of every finished network."""
 
 import json
+import logging
 from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,17 +11,20 @@ import pandas
 from distbranch.config import Config
 from distbranch.config.sweep import SHARES, VARIANT, SweepConfig
 from distbranch.engine.run_directory import RunDirectory, read_lines
+from distbranch.errors import UserError
 from distbranch.launch.jobs import read_summary
 from distbranch.metrics import list_means
+from distbranch.permissions import explain_damage
 from distbranch.report.sweep_files import read_sweep
 from distbranch.report.sweep_page import report_sweep
 from distbranch.report.tensorboard import log_hparams
 from distbranch.sweep.importances import write_importances
-from distbranch.sweep.latencies import measure_latencies
+from distbranch.sweep.latencies import Latency, measure_latencies
 from distbranch.sweep.plan import get_config_value, group_trials_by_variant
 from distbranch.sweep.trial_status import FINISHED, SweepDirectory
 
 Row = dict[str, Any]
+logger = logging.getLogger("distbranch")
 SIZES = ("weights", "parameters", "multiply_adds", "num_groups_top", "iterations", "seconds")
 LATENCIES = ("latency_ms", "latency_low_ms", "latency_high_ms")  # of one image, and its interval
 
@@ -95,27 +99,43 @@ def _read_summary(files: RunDirectory, status: str) -> dict[str, Any]:
 
 
 def write_results(
-    rows: Sequence[Row], directory: SweepDirectory, *, has_ended: bool = True
+    rows: Sequence[Row],
+    directory: SweepDirectory,
+    *,
+    has_ended: bool = True,
+    in_tensorboard: bool = True,
 ) -> None:
     """Measure the latency of finished networks, then write results.csv, results.parquet, the report and TensorBoard's view.
 
-    Of a sweep that was stopped (`has_ended` False) nothing is measured: that may take minutes, and whoever stopped it may kill it.
+    The latter only `in_tensorboard`, where its trials are (`track`). Of a sweep that was stopped (`has_ended` False) nothing is
+    measured: that may take minutes, and whoever stopped it may kill it.
     """
     finished = {Path(row["directory"]): row for row in rows if row["status"] == FINISHED}
     if finished and has_ended:
-        latencies = measure_latencies(list(finished), directory.latency)
-        for path, row in finished.items():
-            latency = latencies[path]
+        for path, latency in _measure_or_warn(list(finished), directory.latency).items():
             numbers = (latency.median_ms, latency.low_ms, latency.high_ms)
-            row |= dict(zip(LATENCIES, numbers, strict=True))
+            finished[path] |= dict(zip(LATENCIES, numbers, strict=True))
     if not rows:  # Optuna before its first proposal
         return
     write_table(rows, directory)
     written = read_sweep(directory.path)
-    log_hparams(written, directory.tensorboard)
+    if in_tensorboard:
+        log_hparams(written, directory.tensorboard)
     if has_ended:
         write_importances(written, directory.importances)
     report_sweep(directory.path)
+
+
+def _measure_or_warn(runs: Sequence[Path], record: Path) -> dict[Path, Latency]:
+    """The latencies; none where a model is damaged, which is warned of: the table has all else."""
+    try:
+        with explain_damage(
+            "The model of a trial is damaged", "Remove its folder to train it again."
+        ):
+            return measure_latencies(runs, record)
+    except UserError as error:
+        logger.warning("The table has no latencies: %s", error)
+        return {}
 
 
 def write_table(rows: Sequence[Row], directory: SweepDirectory) -> None:

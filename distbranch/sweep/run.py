@@ -19,7 +19,12 @@ from distbranch.data.shards import DatasetInfo
 from distbranch.engine.initialisation import first_architecture
 from distbranch.engine.run_directory import RunDirectory, write_atomically
 from distbranch.engine.run_log import Report
-from distbranch.engine.run_start import begins_anew, check_run, without_moved_data
+from distbranch.engine.run_start import (
+    begins_anew,
+    check_run,
+    warn_written_secrets,
+    without_moved_data,
+)
 from distbranch.errors import UsageError, UserError
 from distbranch.launch.on_ray.address import cluster_address
 from distbranch.launch.on_ray.cluster import check_resources, check_storage, open_cluster
@@ -41,7 +46,7 @@ from distbranch.sweep.plan import Trials, list_trials, load_base_config, order_i
 from distbranch.sweep.proposals import OptunaSearch
 from distbranch.sweep.results import Row, write_results
 from distbranch.sweep.shared_prefix import describe_saving, group_by_prefix
-from distbranch.sweep.trial_status import FAILED, UNFINISHED, SweepDirectory
+from distbranch.sweep.trial_status import FAILED, FINISHED, UNFINISHED, SweepDirectory
 
 # Our run directories are the truth, so Tune need not write down what it knows before its end.
 SETTINGS = {
@@ -102,10 +107,12 @@ def run_sweep(sweep: SweepConfig, report: Report) -> list[Row]:
         finally:
             # Also where the sweep is stopped or fails: a table of what there is says how far it came.
             rows = live.make_rows()
-            write_results(rows, directory, has_ended=has_ended)
+            in_tensorboard = any("tensorboard" in trial.track for trial in trials)
+            write_results(rows, directory, has_ended=has_ended, in_tensorboard=in_tensorboard)
             if proposals is not None:
                 proposals.write_journal()
-        saving = describe_saving(trials)
+        finished = {row["trial"] for row in rows if row["status"] == FINISHED}
+        saving = describe_saving([trial for trial in trials if trial.run.name in finished])
         if saving:
             report({"kind": "saving", "text": saving})
     return rows
@@ -143,6 +150,7 @@ def _check_plan(sweep: SweepConfig, directory: SweepDirectory) -> list[list[Conf
     check_marker()
     check_begun(sweep, directory, trials)
     warn_ignored_settings(trials or turns[0])
+    warn_written_secrets(trials or turns[0])
     return turns
 
 

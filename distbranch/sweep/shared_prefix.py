@@ -19,6 +19,7 @@ from distbranch.engine.run_directory import (
 )
 from distbranch.engine.run_start import check_run, write_config
 from distbranch.engine.tensorboard_log import DrawDecision, write_tensorboard
+from distbranch.launch.jobs import read_summary
 from distbranch.sweep.plan import Trials
 from distbranch.track import show_finished_run
 
@@ -156,17 +157,18 @@ def measure_saving(trials: Trials) -> dict[str, float]:
         ("trials", "steps", "steps_alone", "seconds", "seconds_alone"), 0
     )
     for trial in trials:
-        result = read_result(trial.run_directory)
-        if result is None:
+        files = RunDirectory(trial.run_directory)
+        summary = read_summary(files)
+        if summary is None:
             continue
-        _, origin = read_family(RunDirectory(trial.run_directory))
+        _, origin = read_family(files)
         origin = origin or NO_ORIGIN
         found["trials"] += 1
-        num_steps = result.summary["iterations"]
+        num_steps = summary["iterations"]
         found["steps_alone"] += num_steps
         found["steps"] += num_steps - origin.iteration
-        found["seconds_alone"] += result.summary["seconds"]
-        found["seconds"] += result.summary["seconds"] - origin.seconds
+        found["seconds_alone"] += summary["seconds"]
+        found["seconds"] += summary["seconds"] - origin.seconds
     return found
 
 

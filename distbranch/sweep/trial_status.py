@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from distbranch.config import Config
+from distbranch.config.paths import hide_secrets
 from distbranch.config.sweep import SweepConfig, sweep_to_yaml
 from distbranch.engine.run_directory import (
     RunDirectory,
@@ -19,6 +20,8 @@ from distbranch.engine.run_directory import (
     read_lines,
     write_atomically,
 )
+from distbranch.errors import UserError
+from distbranch.launch.jobs import read_summary
 
 FINISHED, FAILED, STOPPED_EARLY, UNFINISHED = "finished", "failed", "stopped early", "unfinished"
 
@@ -56,6 +59,7 @@ class SweepDirectory:
         self.importances = path / "importances.json"
         self.tensorboard = path / "tensorboard"
         self.tune = path / ".tune"
+        self._sound = set[Path]()  # runs whose result was read, and need not be again
 
     @property
     def has_begun(self) -> bool:
@@ -75,9 +79,8 @@ class SweepDirectory:
         self, trial: str, status: str, reason: str = "", iteration: int | None = None
     ) -> None:
         """Record that a trial failed or was stopped early, or is to be trained again (`UNFINISHED`)."""
-        append_line(
-            self.ended, {"trial": trial, "status": status, "reason": reason, "iteration": iteration}
-        )
+        told = {"status": status, "reason": hide_secrets(reason), "iteration": iteration}
+        append_line(self.ended, {"trial": trial, **told})
 
     def read_statuses(self, trials: Iterable[Config]) -> dict[str, TrialStatus]:
         """How every trial stands, by name."""
@@ -88,6 +91,17 @@ class SweepDirectory:
             line = ended.get(name, {})
             statuses[name] = TrialStatus(line.get("status", UNFINISHED), line.get("reason", ""))
             # Whatever is on record, a result is the last word.
-            if RunDirectory(config.run_directory).result.exists():
-                statuses[name] = TrialStatus(FINISHED)
+            files = RunDirectory(config.run_directory)
+            if files.result.exists():
+                statuses[name] = self._read_end(files)
         return statuses
+
+    def _read_end(self, files: RunDirectory) -> TrialStatus:
+        """That of a trial that has a result: one that is damaged ends this trial alone, and says what to do."""
+        if files.path not in self._sound:
+            try:
+                read_summary(files)
+            except UserError as error:
+                return TrialStatus(FAILED, str(error))
+            self._sound.add(files.path)
+        return TrialStatus(FINISHED)

@@ -38,7 +38,7 @@ from distbranch.locks import hold_lock
 from distbranch.metrics import list_metrics
 from distbranch.models.architecture import multiply_adds
 from distbranch.plugins import receive_plugins, send_plugins
-from distbranch.streams import tolerate_any_text
+from distbranch.streams import hide_secrets_of_record, tolerate_any_text
 from distbranch.sweep.plan import Trials, load_base_config
 from distbranch.sweep.proposals import OptunaSearch
 from distbranch.sweep.queue import Family, FamilyQueue, Judge, LossCallback, SizeClassHalving
@@ -350,6 +350,7 @@ def _write_log_to(path: Path) -> Iterator[None]:
     """Warnings of this run go to a file of it; the process may train another one afterwards."""
     before = logger.handlers, logger.propagate
     handler = logging.FileHandler(path, delay=True, encoding="utf-8", errors="replace")
+    handler.addFilter(hide_secrets_of_record)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.handlers = [handler]
     logger.propagate = False

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from distbranch.config import Config, to_yaml
+from distbranch.config.paths import hide_secrets
 from distbranch.config.reading import flatten_config
 from distbranch.engine.gauges import find_sweep
-from distbranch.engine.provenance import hide_secrets
 from distbranch.errors import UserError
 from distbranch.extras import require
 from distbranch.locks import hold_lock

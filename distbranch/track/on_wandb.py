@@ -12,8 +12,8 @@ import numpy as np
 import psutil
 
 from distbranch.config import Config
+from distbranch.config.paths import hide_secrets
 from distbranch.engine.gauges import find_sweep
-from distbranch.engine.provenance import hide_secrets
 from distbranch.errors import UserError
 from distbranch.extras import require
 from distbranch.track.page import FINISHED, STOPPED

@@ -12,7 +12,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from distbranch.config import Config
-from distbranch.engine.provenance import hide_secrets
+from distbranch.config.paths import hide_secrets
 from distbranch.engine.run_directory import RunDirectory, write_json
 from distbranch.engine.run_log import Report
 from distbranch.errors import reason_of

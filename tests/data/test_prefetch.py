@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from itertools import islice
 from pathlib import Path
 from types import ModuleType
@@ -56,6 +57,47 @@ def test_a_process_that_died_is_told_by_what_killed_it(
         next(islice(loader, 50, None))
     assert all(word in str(raised.value) for word in told), raised.value
     assert not_told not in str(raised.value)
+
+
+# ---- signals
+
+
+def train_in_a_group(config: dict[str, Any], number: int) -> dict[str, Any]:
+    """A job: in a step all processes of its group receive a signal; how it ended, and who was there before and after."""
+    from distbranch.engine.training_step import TrainingStep
+
+    os.setpgid(0, 0)
+    real, seen = TrainingStep._forward_and_backward, []
+
+    def list_living() -> list[int]:
+        below = psutil.Process().children(recursive=True)
+        return sorted(one.pid for one in below if one.status() != psutil.STATUS_ZOMBIE)
+
+    def step(self: TrainingStep, *batch: Any) -> None:
+        if self.progress.iteration + 1 == 3:
+            seen.append(list_living())
+            os.killpg(0, number)
+            time.sleep(1)  # for whoever would end
+            seen.append(list_living())
+        real(self, *batch)
+
+    TrainingStep._forward_and_backward = step  # type: ignore[method-assign]
+    return {**train_tiny(config), "seen": seen}
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR2", "SIGHUP"])
+def test_a_signal_to_all_processes_of_a_run_ends_none_but_the_trainer_which_saves_everything(
+    name: str, tiny_data: Path, ranks: RankServer, tmp_path: Path
+) -> None:
+    config = config_of(tiny_data, tmp_path, **{"data.workers": 1})
+    ended = ranks.call(train_in_a_group, config=config, number=int(signal.Signals[name]))
+    assert ended["end"] == "stopped", ended
+    before, after = ended["seen"]
+    assert before == after
+    assert len(before) >= 2  # the server, and the process that makes batches
+    checkpoint = load_newest(tmp_path / "tiny" / "checkpoints")
+    assert checkpoint is not None
+    assert f"after step {checkpoint.state['progress']['iteration']} of" in ended["message"]
 
 
 # ---- room in /dev/shm

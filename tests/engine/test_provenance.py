@@ -4,8 +4,11 @@ import json
 import logging
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -13,8 +16,9 @@ from tiny_runs import config_of, content_of
 from tiny_world import contents, run_command
 
 from distbranch.config import load_config
+from distbranch.config.paths import hide_secrets
 from distbranch.engine import provenance
-from distbranch.engine.provenance import describe_command, hide_secrets, list_changes, read_source
+from distbranch.engine.provenance import describe_command, list_changes, read_source
 from distbranch.engine.results import StoppedEarly
 from distbranch.engine.session import train_rank
 
@@ -137,6 +141,49 @@ def test_a_command_is_told_without_folders_of_programs_and_without_passwords(
     monkeypatch.setattr(sys, "argv", [""])
     assert describe_command() == "python"
     assert hide_secrets("http://host/data method.alpha=2") == "http://host/data method.alpha=2"
+
+
+def test_the_signature_of_a_signed_url_is_a_secret_and_what_it_is_about_is_not() -> None:
+    signed = "https://host/set?X-Amz-SignedHeaders=host&X-Amz-Credential=a%2Fb&X-Amz-Signature=c"
+    hidden = "https://host/set?X-Amz-SignedHeaders=host&X-Amz-Credential=***&X-Amz-Signature=***"
+    assert hide_secrets(signed) == hidden
+    assert hide_secrets("az://box/set?sv=1&sig=abc%3D&sp=r") == "az://box/set?sv=1&sig=***&sp=r"
+
+
+@pytest.fixture
+def signed_data(world: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The URL of the tiny world's data, with a name and a password that nobody asks for."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(world / "cache"))
+    handler = partial(SimpleHTTPRequestHandler, directory=str(world))
+    monkeypatch.setattr(SimpleHTTPRequestHandler, "log_message", lambda *_: None)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://me:hush@127.0.0.1:{server.server_port}/data"
+    server.shutdown()
+    server.server_close()
+
+
+def test_the_secret_of_a_url_stands_where_a_run_resumes_from_and_nowhere_else(
+    world: Path, signed_data: str
+) -> None:
+    words = ["train", "tiny.yaml", f"data.path={signed_data}", "run.name=signed"]
+    run = world / "runs" / "signed"
+    begun = run_command([*words, "--dry-run"])
+    ended = run_command(words)
+    assert ended.code == 0, ended.err
+    assert " ".join(ended.err.split()).count("The URL of data.path holds a secret") == 1
+    assert run_command(["report", str(run)]).code == 0
+    asked = [run_command([command, str(run)]) for command in ("status", "evaluate")]
+    changed = run_command([*words, "optim.lr=0.5", f"data.path={signed_data}/"])
+    for told in (begun, ended, changed, *asked):
+        assert "hush" not in told.out + told.err
+    assert changed.code == 1
+    holders = {
+        file.name for file in run.rglob("*") if file.is_file() and b"hush" in file.read_bytes()
+    }
+    assert holders == {"config.yaml"}
+    assert "***" in (run / "report.html").read_text()
+    assert "is finished" in run_command(words).out
 
 
 def train(data: Path, folder: Path, until: int = LAST) -> Path:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from tiny_world import Ended, assert_one_sentence, nothing_overwritten, run_command
 
 from distbranch.config import LaunchConfig, load_config
@@ -16,6 +17,7 @@ from distbranch.launch import job_command, jobs
 from distbranch.launch.job_command import JobCommand
 from distbranch.launch.jobs import Job, read_job, write_job
 from distbranch.launch.on_ray import command_jobs as ray_jobs
+from distbranch.launch.on_ray.job import write_expanded
 from distbranch.launch.on_slurm import command_jobs as slurm_jobs
 from distbranch.launch.on_slurm import submission
 from distbranch.launch.on_slurm.local_job import read_exit_code, write_exit_code
@@ -31,7 +33,7 @@ REFUSED = {
     "submit slurm": (2, ("config file of a run", "train, sweep, experiment, evaluate")),
     "submit slurm trian": (2, ("config file of a run", "train, sweep", "found 'trian'")),
     "submit slurm absent.yaml": (2, ("absent.yaml", "does not exist", "tiny.yaml")),
-    "submit slurm -- doctor": (2, ("`doctor` makes no job", "train, sweep, experiment, evaluate")),
+    "submit slurm -- serve": (2, ("`serve` makes no job", "train, sweep, experiment, evaluate")),
     "submit ray -- submit slurm tiny.yaml": (2, ("`submit` makes no job",)),
     "submit slurm -- experiment tabel tiny.yaml": (2, ("experiment table, experiment company",)),
     "submit slurm -- evaluate runs/tiny --splat": (2, ("No such option: --splat",)),
@@ -54,6 +56,7 @@ REFUSED = {
     f"{RAY} -- sweep s.yaml": (2, ("found directory=runs, data.path=data, which would lie",)),
     f"{RAY} -- experiment table tiny.yaml": (2, ("found run.directory=runs, data.path=data",)),
     f"{RAY} -- evaluate runs/tiny --out x.csv": (2, ("found run=runs/tiny, --out=x.csv",)),
+    f"{RAY} -- doctor": (2, ("found --storage=runs, which would lie",)),
     f"{RAY} -- sweep ../s.yaml {SHARED}": (2, ("s.yaml lies outside",)),
 }
 
@@ -131,6 +134,34 @@ def test_a_job_of_ray_runs_the_words_with_the_files_as_they_are_called_in_the_co
         assert f" {key}={home}/runs data.path={home}/data\n" in ended.out
 
 
+def test_a_folder_with_blanks_quotes_and_a_dollar_is_what_it_is_for_every_job(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = world / "a $b 'c'"
+    folder.mkdir()
+    config = yaml.safe_load(Path("tiny.yaml").read_text())
+    config["data"]["path"] = str(world / "data")
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(config))
+    monkeypatch.chdir(folder)
+    runs = folder / "runs"
+
+    # What Slurm and Ray are told. Their shells read the words back.
+    script = run(f"{SLURM} tiny.yaml").out
+    assert f"#SBATCH --output={shlex.quote(str(runs / 'tiny/slurm/%j_0_log.out'))}\n" in script
+    assert shlex.split(script.splitlines()[-2])[-1] == str(runs / "tiny" / "slurm")
+    places = shlex.join(["data.path=/data", f"run.directory={runs}"])
+    said = run(f"{RAY} --address http://head:8265 tiny.yaml {places}").out
+    words = shlex.split(said.splitlines()[1])
+    assert load_config(Path("tiny.yaml"), words[-2:]).run_directory == runs / "tiny"
+    assert write_expanded([("run.directory", str(runs))], []) == [f'run.directory="{runs}"']
+
+    # What a job does, and who asks about it.
+    assert run("submit slurm --executor local --wait tiny.yaml").code == 0
+    assert (runs / "tiny" / "result.json").exists()
+    assert run("submit slurm --executor local --wait -- evaluate runs/tiny --split val").code == 0
+    assert "finished" in run("status runs/tiny").out
+
+
 class Dashboard:
     """Of a Ray cluster: keeps what is sent to it; its job sees the sweep directory, or it fails."""
 
@@ -194,6 +225,16 @@ def test_a_command_here_is_awaited_and_recorded_beside_the_run(world: Path) -> N
     assert job is not None
     assert (job.kind, job.command) == ("local", "evaluate")
     assert read_exit_code(Path(job.log).parent) == 0
+
+
+def test_a_look_at_a_machine_is_a_job_whose_log_is_kept_with_the_runs(world: Path) -> None:
+    ended = run("submit slurm --executor local --wait -- doctor --ranks 2 --storage runs")
+    assert ended.code == 0, ended.out + ended.err
+    assert "2 ranks on 1 host(s)" in ended.out
+    assert "2 ranks on 1 host(s)" in run("logs runs doctor").out
+    script = run(f"{SLURM} --nodes 2 -- doctor --ranks 16").out
+    assert "#SBATCH --nodes=2" in script
+    assert f"#SBATCH --output={world}/runs/slurm/doctor/slurm/" in script
 
 
 @pytest.mark.usefixtures("sweep_file")

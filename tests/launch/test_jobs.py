@@ -29,7 +29,6 @@ from distbranch.launch.jobs import (
     describe_job_state,
     describe_status,
     read_job,
-    read_log,
     write_job,
 )
 from distbranch.launch.on_ray import job as ray_job
@@ -38,6 +37,7 @@ from distbranch.launch.on_slurm.resources import Resources, parse_minutes
 from distbranch.launch.on_slurm.submission import render_batch_script
 from distbranch.launch.prepare import with_absolute_paths
 from distbranch.launch.processes import PORTS, find_free_port
+from distbranch.listing.asking import read_log
 
 
 def saved_step(run: Path) -> int:
@@ -177,7 +177,12 @@ def test_a_controller_that_is_away_for_a_while_does_not_end_the_log(
     scontrol.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setattr(jobs, "SECONDS_BETWEEN_LOOKS", 0.01)
+    pieces, read_bytes = [], jobs._read_log_bytes
+    monkeypatch.setattr(
+        jobs, "_read_log_bytes", lambda *given: pieces.append(read_bytes(*given)) or pieces[-1]
+    )
     assert "".join(read_log(tmp_path, follow=True)) == "begun\nended\n"
+    assert b"".join(pieces) == b"begun\nended\n", "nothing is read twice"
 
     (tmp_path / "answers").write_text("silence\n" * 100)
     with pytest.raises(UserError, match=r"whose job is unknown .*slurmctld does not answer"):

@@ -153,6 +153,29 @@ def test_a_page_that_cannot_be_written_is_warned_of_once_and_ends_nothing(
     ]
 
 
+def test_a_damaged_result_is_a_trial_that_failed_and_neither_ends_the_sweep_nor_hides_the_others(
+    tmp_path: Path,
+    awaited: Callable[[Callable[[], bool]], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    driven = Driven(tmp_path)
+    damaged = driven.trials[1].run_directory / "result.json"
+    monkeypatch.setattr(results, "measure_latencies", lambda *_: json.loads("{"))
+    with driven.live.rewritten():
+        awaited(driven.directory.results.exists)
+        driven.finish(0, 0.5)
+        damaged.parent.mkdir()
+        damaged.write_text('{"metrics": {')
+        assert "value" not in driven.end(1, FINISHED)
+        assert driven.finish(2, 0.6)["best"] == 0.6
+        awaited(lambda: driven.statuses() == [FINISHED, FAILED, FINISHED, "unfinished"])
+    rows = driven.live.make_rows()
+    assert "is damaged" in rows[1]["reason"]
+    assert "Remove result.json there" in rows[1]["reason"]
+    results.write_results(rows, driven.directory)
+    assert driven.statuses() == [FINISHED, FAILED, FINISHED, "unfinished"]
+
+
 def test_a_page_that_takes_long_comes_seldom_and_none_more_often_than_every_ten_seconds() -> None:
     assert choose_pause(0.2) == 10
     assert choose_pause(6) == 60

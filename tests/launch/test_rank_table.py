@@ -99,3 +99,32 @@ def test_ranks_that_torchrun_starts_measure_and_one_of_them_prints(tmp_path: Pat
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.count("2 ranks on 1 host(s), cpu, gloo") == 1
     assert "sum of 64 MiB" in ended.stdout
+
+
+def test_tasks_of_srun_one_on_each_node_start_as_many_ranks_as_are_asked_for(
+    no_ranks: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As a job of Slurm runs it; both nodes are this machine."""
+    source = Path(rank_check.__file__).resolve().parents[2]
+    given = {**os.environ, **STEP, "PYTHONPATH": str(source), "OMP_NUM_THREADS": "1"}
+    given |= {
+        "SLURM_STEP_NUM_TASKS": "2",
+        "SLURM_STEP_TASKS_PER_NODE": "1(x2)",
+        "SLURM_LOCALID": "0",
+    }
+    given["SLURM_JOB_ID"] = str(os.getpid())  # by which the port is chosen
+    command = [sys.executable, "-m", "distbranch", "doctor", "--ranks", "4"]
+    tasks = [
+        subprocess.Popen(
+            command,
+            env={**given, "SLURM_PROCID": number, "SLURM_NODEID": number},
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for number in "01"
+    ]
+    said = [task.communicate(timeout=240)[0] for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0]
+    assert "4 ranks on 1 host(s), cpu, gloo" in said[0]
+    assert said[1] == ""

@@ -9,9 +9,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
+from rank_server import RankServer
 from sweep_files import write_sweep
+from tiny_runs import assert_same_content, lines_of, train_tiny
 from tiny_world import run_command
+
+from distbranch.config import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 400
@@ -102,3 +107,69 @@ def test_a_sweep_that_runs_is_listed_cancelled_and_resumed_and_repeats_nothing(
     assert "unfinished: iterations100000-seed3" in said, "the running trial saved a checkpoint"
     assert "2 trials, 1 of them done before" in said
     assert (sweep / "iterations40-seed3" / "result.json").stat().st_mtime_ns == first
+
+
+@pytest.mark.cluster  # for its time
+def test_a_signal_to_all_processes_of_a_sweep_saves_its_trials_which_end_with_the_same_bits(
+    tiny_data: Path, ranks: RankServer, tmp_path: Path
+) -> None:
+    """As Slurm signals a step, or a shell a process group: Ray hears it too."""
+    # So many steps that no trial ends before it was interrupted twice, and no checkpoint but by these.
+    run = {"method.name": "fixed", "train.iterations": 900, "train.evaluate_every": 0, "track": []}
+    run |= {"train.checkpoint_every": 10_000}
+    file = write_sweep(tmp_path, tiny_data, run=run, seeds=[0, 1], concurrency=2)
+    sweep, names = tmp_path / "runs" / "tiny", ("seed0", "seed1")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+    def begin() -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "distbranch", "sweep", str(file)]
+        return subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+            start_new_session=True,
+        )
+
+    def list_steps(name: str) -> list[int]:
+        return [line["iteration"] for line in lines_of(sweep / name / "metrics.jsonl", "train")]
+
+    reached = dict.fromkeys(names, 0)
+    for number in (signal.SIGTERM, signal.SIGUSR2):
+        process = begin()
+        try:
+            wait_until(
+                lambda: all(max(list_steps(name), default=0) > reached[name] for name in names),
+                process,
+            )
+            os.killpg(process.pid, number)
+            said, _ = process.communicate(timeout=TIMEOUT_S)
+        finally:
+            process.kill()
+        assert process.returncode == 75, said
+        left = [one for one in psutil.process_iter() if _is_of_session(one, process.pid)]
+        assert not left
+        for name in names:
+            saved = max((sweep / name / "checkpoints").glob("step-*"))
+            before, reached[name] = reached[name], int(saved.name.removeprefix("step-"))
+            assert before < reached[name] < 900
+
+    process = begin()
+    said, _ = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 0, said
+    assert not (sweep / "tensorboard").exists(), "nobody asked for it"
+    for name in names:
+        resumed = lines_of(sweep / name / "metrics.jsonl", "resumed")
+        assert [line["iteration"] for line in resumed][-1] == reached[name]
+        assert len(resumed) == 2
+        own = load_config(sweep / name / "config.yaml", {"run.directory": str(tmp_path / "alone")})
+        assert ranks.call(train_tiny, config=own.model_dump())["end"] == "done"
+        assert_same_content(sweep / name, tmp_path / "alone" / name)
+
+
+def _is_of_session(process: psutil.Process, session: int) -> bool:
+    try:
+        return os.getsid(process.pid) == session
+    except OSError:  # it ends at this very moment
+        return False

@@ -21,11 +21,11 @@ from listed_runs import (
     write_sweep_directory,
 )
 from rich.console import Console
-from tiny_world import faults_of_message, run_command
+from tiny_world import assert_one_sentence, faults_of_message, run_command
 
 from distbranch.errors import UserError
-from distbranch.launch.jobs import Job, describe_job_state, read_log, write_job
-from distbranch.listing.asking import cancel, check_resumable, describe_status
+from distbranch.launch.jobs import Job, describe_job_state, write_job
+from distbranch.listing.asking import cancel, check_resumable, describe_status, read_log
 from distbranch.listing.listing import list_rows
 from distbranch.listing.rows import Row
 from distbranch.listing.scores import SHORT_NAMES
@@ -393,3 +393,24 @@ def test_a_dashboard_that_wants_a_token_or_is_gone_leaves_the_state_unknown(
     assert "No Ray dashboard answers" in found["gone"].detail
     with pytest.raises(UserError, match="no run directory"):
         next(read_log(tmp_path, follow=False))
+
+
+def test_the_log_of_a_command_about_a_run_is_found_by_its_name_and_without_another_by_itself(
+    tmp_path: Path,
+) -> None:
+    run = write_run(tmp_path / "run", done=1)
+    for number, command in enumerate(("evaluate", "report")):
+        folder = run / "slurm" / command
+        folder.mkdir(parents=True)
+        (folder / "log").write_text(f"{command} says\n")
+        submitted = f"2026-01-02 03:04:0{number}"
+        write_job(folder, Job("local", "1", "host", str(folder / "log"), submitted, command))
+    assert run_command(["logs", str(run)]).out == "report says\n", "the newest"
+    assert run_command(["logs", str(run), "evaluate"]).out == "evaluate says\n"
+
+    (run / "log").write_text("train says\n")
+    write_job(run, Job("local", "1", "host", str(run / "log"), "2026-01-01 00:00:00"))
+    assert run_command(["logs", str(run)]).out == "train says\n"
+    assert run_command(["logs", str(run), "report", "--follow"]).out == "report says\n"
+    ended = run_command(["logs", str(run), "export"])
+    assert_one_sentence(ended, 1, ("no job of `export`", "evaluate, report, train"))

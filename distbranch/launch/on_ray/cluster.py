@@ -7,7 +7,6 @@ import logging
 import os
 import re
 import secrets
-import signal
 import socket
 import sys
 import tempfile
@@ -36,6 +35,7 @@ from distbranch.launch.on_ray.address import (
 )
 from distbranch.launch.processes import end_processes, look_until, restored_environment
 from distbranch.launch.ray_folder import choose_ray_folder, explain_full_folder
+from distbranch.signals import hidden_from_children
 
 SECONDS_TO_ANSWER = 10
 SECONDS_BETWEEN_LOOKS = 1
@@ -51,7 +51,8 @@ SETTINGS = {
     "RAY_DEDUP_LOGS": "1",
     "RAY_worker_niceness": "0",  # Ray's 15 makes training wait for everything else that runs on the machine
 }
-SECONDS_TO_END = 10
+# Of workers, which end with their raylet; its agents would look for its reasons first.
+SECONDS_TO_END = 1
 BYTES_OF_NAME = len("db12345678")  # of a folder that tempfile makes
 STORAGE_ADVICE = "Give a run.directory on storage that all nodes see under one path (NFS, a mounted bucket), or a URL."
 Node = Mapping[str, Any]  # of ray.nodes()
@@ -121,8 +122,9 @@ def _connect(options: dict[str, Any]) -> Iterator[None]:
         try:
             if options["address"] != "local":
                 options["address"] = _check_address(options["address"])
-            with _hide_hangup_from_children():
+            with hidden_from_children():
                 ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
+            _let_ray_kill()
         except Exception as error:  # of any kind: Ray raises bare ones, where its disk is full say
             raise UserError(_explain_cluster_error(options["address"], error)) from None
         yield
@@ -132,18 +134,14 @@ def _connect(options: dict[str, Any]) -> Iterator[None]:
         end_processes(processes, SECONDS_TO_END)
 
 
-@contextmanager
-def _hide_hangup_from_children() -> Iterator[None]:
-    """What is started meanwhile hears no SIGHUP; this process hears one that came at the end.
+def _let_ray_kill() -> None:
+    """Ray ends what it started by SIGTERM, which none of it hears, and would wait a second for each before it kills."""
+    # A private name, for no public call ends them without.
+    from ray._private.worker import _global_node
 
-    A terminal that is closed tells its whole process group, and a Ray that ends at once leaves no trial time to save. (Ray itself
-    keeps Ctrl-C from its processes; SIGTERM is what ends them, and their children.)
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    for started in _global_node.all_processes.values():
+        for one in started:
+            one.process.terminate = one.process.kill
 
 
 def _explain_cluster_error(address: str, error: Exception) -> str:

@@ -3,7 +3,6 @@
 Ray starts a job once: whatever ends it, the same submission resumes a sweep or experiment, and begins anything else anew.
 """
 
-import os
 import shlex
 from collections import Counter
 from collections.abc import Sequence
@@ -11,20 +10,18 @@ from functools import partial
 from pathlib import Path
 
 from distbranch.config.packaged import find_config
-from distbranch.config.paths import is_remote
-from distbranch.errors import UsageError
 from distbranch.launch.job_command import JobCommand
 from distbranch.launch.jobs import Job, Say, write_job
 from distbranch.launch.on_ray.address import dashboard_address, open_job_client
 from distbranch.launch.on_ray.job import (
     describe_submission,
     find_inside,
+    refuse_relative_paths,
     sees_folder_of,
     submit_and_record,
     wait_for_ray_job,
     write_expanded,
 )
-from distbranch.launch.prepare import refuse_vanishing_paths
 
 
 def submit_ray_command(
@@ -37,12 +34,7 @@ def submit_ray_command(
     dry_run: bool = False,
 ) -> int:
     """Run a command as a job of the cluster whose dashboard answers at `address`; arguments and errors as of `submit_ray_job`."""
-    relative = [
-        (key, place)
-        for key, place in command.places
-        if not is_remote(place) and not os.path.isabs(place)
-    ]
-    refuse_vanishing_paths(relative, UsageError)
+    refuse_relative_paths(command.places)
     line = shlex.join(["python", "-m", "distbranch", *_list_words(command)])
     address = dashboard_address(address)
     if dry_run:

@@ -52,6 +52,7 @@ from distbranch.launch.stopping import EXIT_PREEMPTED
 from distbranch.locks import hold_lock
 from distbranch.plugins import is_module
 
+PLAIN = re.compile(r"[\w./:-]+")  # a path or URL that YAML reads as what it is
 SECONDS_BETWEEN_LOOKS = 1.0
 SECONDS_TO_BEGIN = 90  # of a job, until it says whether it sees the run directory
 SECONDS_TO_SAVE = 120  # from the wish to stop to the kill; Ray's own 3 are too few for a checkpoint
@@ -88,10 +89,7 @@ def submit_ray_job(
     paths = list_run_paths(given)
     if given.data.cache_directory is not None:
         paths.append(("data.cache_directory", given.data.cache_directory))
-    relative = [
-        (key, path) for key, path in paths if not is_remote(path) and not os.path.isabs(path)
-    ]
-    refuse_vanishing_paths(relative, UsageError)
+    refuse_relative_paths(paths)
     address = dashboard_address(address)
     typed = [str(values) for _, values in read_with_bases(config_path)]
     expanded = write_expanded(paths, [*typed, *overrides])
@@ -116,6 +114,14 @@ def submit_ray_job(
     return wait_for_ray_job(job, say=say, show=show)
 
 
+def refuse_relative_paths(places: Sequence[tuple[str, str]]) -> None:
+    """A relative path would lie in the uploaded copy of this folder: name all of them, if there are any."""
+    relative = [
+        (key, path) for key, path in places if not is_remote(path) and not os.path.isabs(path)
+    ]
+    refuse_vanishing_paths(relative, UsageError)
+
+
 def write_expanded(places: Sequence[tuple[str, str]], typed: Sequence[str]) -> list[str]:
     """Overrides for places that nobody typed as they are: `~` and `$NAME` in them are those of this machine, not of the cluster.
 
@@ -130,7 +136,10 @@ def write_expanded(places: Sequence[tuple[str, str]], typed: Sequence[str]) -> l
         patterns = [re.compile(rf"(?<![\w./-]){re.escape(path)}(?![\w./-])") for path in paths]
         if all(any(map(pattern.search, typed)) for pattern in patterns):
             continue
-        value = paths[0] if len(paths) == 1 else json.dumps(paths)
+        value = paths[0]
+        # In quotes where YAML might read something else.
+        if len(paths) > 1 or not PLAIN.fullmatch(value):
+            value = json.dumps(paths if len(paths) > 1 else value, ensure_ascii=False)
         found.append(f"{key}={value}")
     return found
 

@@ -113,7 +113,8 @@ def _check_allocation(command: JobCommand, resources: Resources) -> None:
         )
     if command.launch is not None:
         _check_room_for_trial(command.launch, resources)
-    elif resources.nodes > 1:
+    # `doctor` looks at each node, and at what joins them.
+    elif resources.nodes > 1 and command.name != "doctor":
         raise UsageError(
             f"`{command.name}` runs on one node, found --nodes {resources.nodes}: leave it out."
         )

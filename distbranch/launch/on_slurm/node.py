@@ -124,6 +124,28 @@ class Place:
             (self.shared / "over").touch()
 
 
+def make_environment(place: Place, cluster: Mapping[str, str] | None) -> dict[str, str]:
+    """What the task's children need to know: the token of the cluster, if there is one, and their folder."""
+    # All temporary files go where the task removes them; the site's TMPDIR may be too long for any socket.
+    given = {"RAY_TMPDIR": str(place.scratch), "TMPDIR": str(place.scratch)}
+    if cluster is not None:
+        given |= {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": cluster["token"],
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }
+    return given
+
+
+def count_gpus_of_this_node() -> int | None:
+    """The GPUs that Slurm gave the job on this node; None where it does not say."""
+    if count := os.environ.get("SLURM_GPUS_ON_NODE"):
+        return int(count)
+    if numbers := os.environ.get("SLURM_JOB_GPUS"):  # alone where --exclusive brought them
+        return len(numbers.split(","))
+    return None
+
+
 def find_own_address() -> str:
     """The address by which the other nodes of the job reach this one.
 

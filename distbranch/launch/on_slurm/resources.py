@@ -14,12 +14,21 @@ from typing import Literal
 from distbranch.errors import UsageError
 from distbranch.launch.on_slurm.containers import Container
 
-# Options of sbatch that this package sets or depends on, and what to use in their place.
+# Options of sbatch that this package sets or depends on, and what to use in their place: of two ways to ask for a thing sbatch
+# would take the last one in silence.
 OWN_OPTIONS = {
+    "partition": "--partition",
+    "account": "--account",
+    "qos": "--qos",
+    "constraint": "--constraint",
+    "mem": "--mem",
+    "job-name": "--job-name",
     "nodes": "--nodes",
     "cpus-per-task": "--cpus-per-node",
     "time": "--time",
     "signal": "--signal-delay",
+    "wait": "--wait",
+    "no-requeue": "a longer --time (a job that reaches its limit saves everything and queues again)",
     "ntasks": "launch.workers (a job has one task on each node)",
     "ntasks-per-node": "launch.workers (a job has one task on each node)",
     "array": "`distbranch submit slurm-array`",
@@ -29,7 +38,8 @@ OWN_OPTIONS = {
 }
 # The same of srun. --cpu-bind is not among them: ours comes first, and the last one counts.
 OWN_SRUN_OPTIONS = {
-    **{key: OWN_OPTIONS[key] for key in ("nodes", "ntasks", "ntasks-per-node", "output", "error")},
+    **OWN_OPTIONS,
+    "gpus-per-node": "--gpus-per-node",
     "container-image": "--container",
     "container-mounts": "--mounts",
 }
@@ -161,17 +171,23 @@ def parse_minutes(text: str) -> int:
     return -(-seconds // 60)
 
 
-def parse_further_options(pairs: Sequence[str], *, gpus_per_node: int) -> dict[str, str]:
+def parse_further_options(
+    pairs: Sequence[str], *, gpus_per_node: int, exclusive: bool = False
+) -> dict[str, str]:
     """Further options of sbatch from KEY=VALUE, or KEY where sbatch takes no value; of a key given twice the last.
 
-    GPUs are also those that a variable of sbatch asks for where nothing else does.
+    GPUs are also those that a variable of sbatch asks for where nothing else does. `exclusive` (whether --exclusive is given) and
+    `gpus_per_node` are those of our own options that sbatch can be asked for in more ways.
 
     Raises:
         UsageError: an option that this package has a word of its own for, or none at all.
     """
     pieces = _split_pairs("--sbatch", pairs, "nodelist=n1")
     options = {key: value for key, _, value in pieces}
-    _refuse_own_options("--sbatch", options, OWN_OPTIONS)
+    own = dict(OWN_OPTIONS)
+    if exclusive or options.get("exclusive") == "":  # with a value (user, say) it is another thing
+        own["exclusive"] = "--exclusive"
+    _refuse_own_options("--sbatch", options, own)
     if not gpus_per_node and not count_gpus(options):
         for option in GPU_OPTIONS:
             if given := os.environ.get(_list_variables(option)[0]):

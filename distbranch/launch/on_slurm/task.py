@@ -30,12 +30,15 @@ from distbranch.launch.on_slurm.local_job import EXIT_CODE, write_exit_code
 from distbranch.launch.on_slurm.node import (
     SECONDS_BETWEEN_LOOKS,
     Place,
+    count_gpus_of_this_node,
     find_address_towards,
     find_own_address,
+    make_environment,
 )
 from distbranch.launch.on_slurm.queue import call_slurm, is_preempted
 from distbranch.launch.processes import end_process_tree, find_free_port, look_until
 from distbranch.launch.stopping import EXIT_PREEMPTED
+from distbranch.signals import hidden_from_children
 from distbranch.streams import tolerate_any_text
 
 SECONDS_OF_KILL_WAIT = 25  # Slurm's KillWait is 30 by default
@@ -96,10 +99,10 @@ class Task:
         try:
             with place.create_folders():
                 self._check_gpus()
-                # One node needs no cluster that others join: its ranks start one of their own.
-                code = (
-                    self._run_command(place) if place.num_nodes == 1 else self._run_with_ray(place)
-                )
+                # One node needs no cluster that others join: its ranks start one of their own. What trains nothing has no ranks of
+                # Ray: with several nodes each runs it.
+                is_alone = place.num_nodes == 1 or self.directory is None
+                code = self._run_command(place) if is_alone else self._run_with_ray(place)
         except UserError as error:
             sys.stdout.write(f"Error: {error}\n")  # the log of the job is its terminal
             code = 1
@@ -314,15 +317,6 @@ class Task:
         return code
 
 
-def count_gpus_of_this_node() -> int | None:
-    """The GPUs that Slurm gave the job on this node; None where it does not say."""
-    if count := os.environ.get("SLURM_GPUS_ON_NODE"):
-        return int(count)
-    if numbers := os.environ.get("SLURM_JOB_GPUS"):  # alone where --exclusive brought them
-        return len(numbers.split(","))
-    return None
-
-
 @contextmanager
 def _start_child(
     command: Sequence[str],
@@ -336,33 +330,16 @@ def _start_child(
     Its words go into `log`, an open file, or to where those of this process go.
     """
     errors = None if log is None else subprocess.STDOUT
-    child = subprocess.Popen(
-        command,
-        env={**os.environ, **environment},
-        stdout=log,
-        stderr=errors,
-        cwd=here,
-        preexec_fn=_block_signals,
-    )
+    with hidden_from_children():
+        child = subprocess.Popen(
+            command,
+            env={**os.environ, **environment},
+            stdout=log,
+            stderr=errors,
+            cwd=here,
+        )
     try:
         yield child
     finally:
         end_process_tree(child.pid)
         child.wait()
-
-
-def _block_signals() -> None:
-    signal.pthread_sigmask(signal.SIG_BLOCK, HELD)
-
-
-def make_environment(place: Place, cluster: Mapping[str, str] | None) -> dict[str, str]:
-    """What the task's children need to know: the token of the cluster, if there is one, and their folder."""
-    # All temporary files go where the task removes them; the site's TMPDIR may be too long for any socket.
-    given = {"RAY_TMPDIR": str(place.scratch), "TMPDIR": str(place.scratch)}
-    if cluster is not None:
-        given |= {
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN": cluster["token"],
-            "RAY_USAGE_STATS_ENABLED": "0",
-        }
-    return given

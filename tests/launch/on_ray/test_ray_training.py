@@ -26,6 +26,7 @@ SETTINGS: dict[str, Any] = {
     "train.ema": 0.8,
     "train.keep": "best",
     "launch.workers": 2,
+    "data.workers": 1,  # its process hears what the whole group hears
 }
 
 
@@ -70,7 +71,7 @@ def disturbed_work(loop: dict[str, Any]) -> None:
 
 
 def train_on_ray(config: Mapping[str, Any], marks: str) -> dict[str, Any]:
-    """A job: the driver; it receives SIGINT as soon as rank 0 waits for it."""
+    """A job: the driver; it and all that it started receive SIGTERM as soon as rank 0 waits for it."""
     import threading
     import time
 
@@ -82,10 +83,12 @@ def train_on_ray(config: Mapping[str, Any], marks: str) -> dict[str, Any]:
         map(str, (here.parents[3], here.parents[2], here.parent))
     )  # of workers
 
+    os.setpgid(0, 0)
+
     def interrupt() -> None:
         while not (Path(marks) / "waiting").exists():
             time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGINT)
+        os.killpg(0, signal.SIGTERM)
 
     if not (Path(marks) / "stopped").exists():
         threading.Thread(target=interrupt, daemon=True).start()
@@ -102,7 +105,7 @@ def test_a_run_on_ray_survives_an_interruption_and_a_killed_worker_with_the_same
     stopped = ranks.run(train_on_ray, config=config, marks=str(tmp_path), timeout_s=300)[0]
     assert stopped.value is not None, stopped.output
     assert stopped.value["end"] == "stopped", stopped.value
-    assert stopped.value["exit_code"] == 130
+    assert stopped.value["exit_code"] == 75
     checkpoint = load_newest(tmp_path / "tiny" / "checkpoints")
     assert checkpoint is not None
     assert checkpoint.state["progress"]["iteration"] == STOPPED_AFTER - 1

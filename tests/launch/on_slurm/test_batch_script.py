@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 from tiny_runs import config_of
 
+from distbranch.cli.site_file import list_options
 from distbranch.config import load_config
 from distbranch.errors import UsageError
 from distbranch.launch.on_slurm import hold_signals, queue
+from distbranch.launch.on_slurm.node import count_gpus_of_this_node
 from distbranch.launch.on_slurm.queue import explain_refusal
 from distbranch.launch.on_slurm.resources import (
     Resources,
@@ -19,7 +21,6 @@ from distbranch.launch.on_slurm.resources import (
     parse_further_options,
 )
 from distbranch.launch.on_slurm.submission import render_batch_script
-from distbranch.launch.on_slurm.task import count_gpus_of_this_node
 from distbranch.launch.processes import restored_environment
 
 WAYS = {
@@ -97,6 +98,35 @@ def test_options_with_a_word_of_their_own_are_named_all_at_once() -> None:
         "Give --nodes in place of --sbatch nodes=2, and --cpus-per-node in place of --sbatch cpus-per-task=4, "
         "and --time in place of --sbatch time=5."
     )
+
+
+# Options of `submit slurm` of which sbatch knows nothing, or, of the last, which count in whatever way they are asked for.
+OURS_ALONE = {
+    "sbatch",
+    "srun",
+    "setup",
+    "container",
+    "container_kind",
+    "mounts",
+    "port",
+    "executor",
+}
+OURS_ALONE |= {"cpus_per_node", "signal_delay", "gpus_per_node"}
+
+
+@pytest.mark.parametrize("key", sorted(list_options("slurm").keys() - OURS_ALONE))
+def test_an_option_of_sbatch_that_has_a_word_of_its_own_overrules_none_in_silence(key: str) -> None:
+    typed = key.replace("_", "-")
+    with pytest.raises(UsageError, match=f"Give --{typed} in place of --sbatch {typed}"):
+        parse_further_options([typed], gpus_per_node=0)
+
+
+def test_what_contradicts_an_option_of_ours_is_refused_and_what_it_cannot_say_is_not() -> None:
+    with pytest.raises(UsageError, match=r"a longer --time .* in place of --sbatch no-requeue"):
+        parse_further_options(["no-requeue"], gpus_per_node=0)
+    assert asking("exclusive=user").further == {"exclusive": "user"}
+    with pytest.raises(UsageError, match="Give --exclusive in place of --sbatch exclusive=user"):
+        parse_further_options(["exclusive=user"], gpus_per_node=0, exclusive=True)
 
 
 def test_an_option_of_sbatch_may_have_no_value(tmp_path: Path) -> None:

@@ -67,9 +67,10 @@ def test_options_of_srun_come_after_ours_and_those_with_a_word_of_their_own_are_
     script = script_of(tmp_path, Resources(srun=options))
     assert " --cpu-bind=none --mpi=pmix --cpu-bind=cores --overlap " in script
     with pytest.raises(UsageError) as told:
-        parse_srun_options(["container-image=x", "nodes=2"])
+        parse_srun_options(["container-image=x", "nodes=2", "gpus_per_node=1", "mem=4G"])
     assert str(told.value) == (
-        "Give --nodes in place of --srun nodes=2, and --container in place of --srun container-image=x."
+        "Give --mem in place of --srun mem=4G, and --nodes in place of --srun nodes=2, and --gpus-per-node in place of --srun "
+        "gpus-per-node=1, and --container in place of --srun container-image=x."
     )
     with pytest.raises(UsageError, match="--srun takes KEY=VALUE"):
         parse_srun_options(["=3"])

@@ -61,3 +61,10 @@ def test_a_sweep_in_one_allocation_uses_both_nodes_survives_preemption_and_its_t
     assert failed.returncode == 1
     assert "Error: " in failed.stdout
     assert not left_of(slurm, number)
+
+    # But for a look at the nodes and what joins them.
+    looked = person.types(
+        "submit", "slurm", "--nodes", "2", "--wait", "--", "doctor", "--ranks", "4"
+    )
+    assert looked.returncode == 0, looked.stdout + looked.stderr
+    assert looked.stdout.count("4 ranks on ") == 1
