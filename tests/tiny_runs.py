@@ -76,6 +76,8 @@ def config_of(data: Path | str, directory: Path | str, **dotted: Any) -> dict[st
         },
         "optim": {"name": "adamw", "lr": 0.01, "schedule": "cosine"},
         "launch": {"device": "cpu", "threads": 1, "timeout_min": 1},
+        # Pictures of decisions take longer than all the rest of a tiny run.
+        "track": [],
     }
     for key, value in dotted.items():
         *sections, last = key.split(".")

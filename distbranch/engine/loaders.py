@@ -16,8 +16,9 @@ from distbranch.data.loader import Batch, eval_loader, train_loader
 from distbranch.data.mixing import Mixing
 from distbranch.data.plan import Balance, Turns
 from distbranch.data.shards import DatasetInfo
+from distbranch.engine.cores import num_cores
 from distbranch.engine.distributed import Ranks
-from distbranch.engine.process_group import num_cores, num_local_ranks
+from distbranch.engine.process_group import num_local_ranks
 
 MAX_LOADER_PROCESSES = 8  # decode faster than one GPU trains a thin network
 

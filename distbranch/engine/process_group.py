@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from distbranch.config import LaunchConfig
+from distbranch.engine.cores import num_cores
 from distbranch.engine.distributed import NotAwaitedError, Ranks, wait_for_result
 from distbranch.errors import StoppedEarly, UserError
 
@@ -268,13 +269,6 @@ def _fast_kernels(device: torch.device) -> Iterator[None]:
     finally:
         torch.set_float32_matmul_precision(before[0])
         torch.backends.cudnn.benchmark = before[1]
-
-
-def num_cores() -> int:
-    """The cores that this process may use: those it is bound to, or fewer where its container's share of time is less."""
-    from joblib import cpu_count  # comes with scikit-learn; knows the quotas of cgroups
-
-    return int(cpu_count())
 
 
 def _keep_freed_memory() -> None:

@@ -21,8 +21,8 @@ from distbranch.data.shard_writer import file_sha256
 from distbranch.data.shards import DatasetInfo
 from distbranch.engine.artifact import DESCRIPTION
 from distbranch.engine.checkpoint import list_checkpoints
+from distbranch.engine.cores import num_cores
 from distbranch.engine.distributed import Ranks
-from distbranch.engine.process_group import num_cores
 from distbranch.engine.provenance import (
     describe_code,
     describe_command,

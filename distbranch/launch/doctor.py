@@ -14,7 +14,8 @@ import torch
 from packaging.requirements import Requirement
 
 from distbranch.config import LaunchConfig
-from distbranch.engine.process_group import has_bf16, num_cores
+from distbranch.engine.cores import num_cores
+from distbranch.engine.process_group import has_bf16
 from distbranch.engine.run_start import read_package_version
 from distbranch.errors import UserError
 from distbranch.launch.on_ray.address import VARIABLE, cluster_address, is_dashboard_address

@@ -14,8 +14,8 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 
 from distbranch.config import Config
+from distbranch.engine.cores import num_cores
 from distbranch.engine.optimizer_and_schedule import build_optimizer
-from distbranch.engine.process_group import num_cores
 from distbranch.kinds import KINDS
 from distbranch.kinds.dense import DenseKind
 from distbranch.maps import AnyLabels, join_labels

@@ -75,7 +75,9 @@ def test_a_picture_that_cannot_be_drawn_costs_a_warning_and_not_the_run(
     def draw(*_: Any) -> None:
         raise ValueError("Expected \\sqrt")
 
-    trainer = trainer_of(tiny_data, tmp_path, draw, **{"train.iterations": 8})
+    trainer = trainer_of(
+        tiny_data, tmp_path, draw, **{"train.iterations": 8, "track": ["tensorboard"]}
+    )
     trainer.run()
     assert trainer.state.architecture.tree.splits
     told = [

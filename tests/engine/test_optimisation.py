@@ -11,6 +11,7 @@ from tiny_runs import TASKS, config_of
 
 from distbranch.config import OptimConfig, load_config
 from distbranch.data.shards import read_dataset
+from distbranch.engine.cores import num_cores
 from distbranch.engine.distributed import Ranks
 from distbranch.engine.optimizer_and_schedule import (
     SECOND_BETA,
@@ -20,7 +21,6 @@ from distbranch.engine.optimizer_and_schedule import (
     load_slots,
     shorten_memory,
 )
-from distbranch.engine.process_group import num_cores
 from distbranch.engine.run_start import begin_run
 from distbranch.engine.session import build_trainer
 from distbranch.engine.trainer import Trainer

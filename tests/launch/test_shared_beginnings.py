@@ -50,6 +50,7 @@ def trials_in(
         "train.iterations": ITERATIONS,
         "train.evaluate_every": 10,
         "train.checkpoint_every": 4,
+        "track": ["tensorboard"],
         **dotted,
     }
     method = {"max_branches": 2, "unit_cost": 0.005, "round_iterations": 5}

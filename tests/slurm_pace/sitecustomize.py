@@ -15,14 +15,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-STEP, TENSORBOARD = "distbranch.engine.training_step", "distbranch.report.tensorboard"
+STEP = "distbranch.engine.training_step"
 
 
 class Paced(importlib.abc.MetaPathFinder):
-    """Finds the modules as always, and changes them once they are loaded."""
+    """Finds the module of a step as always, and changes it once it is loaded."""
 
     def find_spec(self, name: str, *_: Any) -> Any:
-        if name not in (STEP, TENSORBOARD):
+        if name != STEP:
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
@@ -31,7 +31,7 @@ class Paced(importlib.abc.MetaPathFinder):
 
         def exec_module(module: ModuleType) -> None:
             load(module)
-            pace(module) if name == STEP else draw_nothing(module)
+            pace(module)
 
         spec.loader.exec_module = exec_module
         return spec
@@ -64,12 +64,6 @@ def describe_rank() -> None:
     )
     about = {"cores": len(os.sched_getaffinity(0)), "threads": torch.get_num_threads()}
     Path(given["TEST_RANKS"], f"{name}.json").write_text(json.dumps(about))
-
-
-def draw_nothing(module: ModuleType) -> None:
-    module.log_decision = lambda *_: (
-        None
-    )  # pictures of decisions take longer than all the rest of a tiny run
 
 
 if "TEST_SECONDS_PER_STEP" in os.environ:

@@ -20,7 +20,8 @@ import psutil
 from distbranch.config import Config, LaunchConfig
 from distbranch.config.paths import is_remote
 from distbranch.data.shards import DATASET_FILE
-from distbranch.engine.process_group import count_mig_parts, num_cores
+from distbranch.engine.cores import num_cores
+from distbranch.engine.process_group import count_mig_parts
 from distbranch.engine.remote_run import RemoteRun
 from distbranch.engine.run_log import Report
 from distbranch.errors import UserError, reason_of

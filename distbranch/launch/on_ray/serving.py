@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from distbranch.config import LaunchConfig
-from distbranch.engine.process_group import num_cores
+from distbranch.engine.cores import num_cores
 from distbranch.errors import UsageError, UserError, reason_of
 from distbranch.export import SUFFIXES
 from distbranch.extras import require

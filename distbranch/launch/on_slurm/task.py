@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from distbranch.engine.process_group import num_cores
+from distbranch.engine.cores import num_cores
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.errors import UserError
 from distbranch.launch.on_ray.address import VARIABLE, find_last_line
@@ -295,6 +295,7 @@ class Task:
             "--min-worker-port=0",
             "--max-worker-port=0",
             "--dashboard-agent-listen-port=0",
+            "--include-log-monitor=false",  # its driver asks for no worker's log
             *options,
         ]
 

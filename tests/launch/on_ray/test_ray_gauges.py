@@ -22,9 +22,7 @@ def scraped_work(loop: dict[str, Any]) -> None:
 
     from distbranch.engine.results import RunFiles
     from distbranch.launch.on_ray import worker as ray_worker
-    from distbranch.report import tensorboard
 
-    tensorboard.log_decision = lambda *_: None
     marks = Path(loop["attempt"]).parents[2]
     real = RunFiles.write_end
 

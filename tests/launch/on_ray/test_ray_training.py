@@ -37,9 +37,7 @@ def disturbed_work(loop: dict[str, Any]) -> None:
     from distbranch.engine.batches import BatchFeed
     from distbranch.engine.training_step import TrainingStep
     from distbranch.launch.on_ray import worker as ray_worker
-    from distbranch.report import tensorboard
 
-    tensorboard.log_decision = lambda *_: None
     real, real_flags = TrainingStep._forward_and_backward, BatchFeed._start_flags
     feeds: list[BatchFeed] = []
     marks = Path(loop["attempt"]).parents[2]
