@@ -35,7 +35,7 @@ COUNTED = ("packing", "labelling", "checking", "indexing", "measuring")
 SENTENCES = {
     "packed": "packed {num_samples:,} samples into {path}",
     "indexed": "indexed {num_samples:,} samples of {num_tars:,} tars into {path}",
-    "resumed": "went on after step {iteration:,} on {world_size} rank(s)",
+    "resumed": "resumed after step {iteration:,} on {world_size} rank(s)",
     "widened": "step {iteration:,}  the given tree was taken",
     "tracked": "{tracker} shows the run: {place}",
     "warning": "warning: {message}",

@@ -70,7 +70,7 @@ def test_a_run_by_the_command_line_is_resumed_on_another_number_of_ranks(
     Path("mine.yaml").write_text(yaml.safe_dump(config))
     resumed = run_command(["train", "mine.yaml"])
     assert resumed.code == 0, resumed.err
-    assert "went on after step 4" in resumed.out + resumed.err
+    assert "resumed after step 4" in resumed.out + resumed.err
     evaluated = run_command(["evaluate", "tiny", "--split", "test"])
     assert evaluated.code == 0, evaluated.err
 

@@ -39,7 +39,7 @@ def test_a_run_goes_on_with_its_data_in_another_folder_and_records_it(
     Path("data").rename("scratch-of-another-job")
     ended = run_command(["train", "tiny.yaml", "data.path=scratch-of-another-job"])
     assert ended.code == 0, ended.err
-    assert "went on after step" in ended.out
+    assert "resumed after step" in ended.out
     assert WEIGHTS.read_bytes() == before
     assert load_config(RUN / "config.yaml").data.path == str(world / "scratch-of-another-job")
     assert run_command(["evaluate", "runs/tiny", "--split", "val"]).code == 0

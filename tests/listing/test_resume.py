@@ -25,7 +25,7 @@ def test_a_run_that_was_left_is_resumed_in_whatever_folder_it_lies_to_the_same_b
     leave_at_step_2(moved)
     ended = run_command(["resume", "moved/tiny"])
     assert ended.code == 0, ended.err
-    assert "went on after step 2" in ended.out
+    assert "resumed after step 2" in ended.out
     assert (moved / "model/model.safetensors").read_bytes() == finished
     assert not (world / "runs" / "tiny").exists()
 

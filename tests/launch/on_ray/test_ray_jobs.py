@@ -157,7 +157,7 @@ def test_ray_job_submit_trains_until_it_is_cancelled_and_submit_ray_goes_on_to_t
     assert "found run.directory=../runs, data.path=../data" in text_of(relative)
     ended = call("submit", "ray", "tiny.yaml", "--wait", *paths, RAY_ADDRESS=head.dashboard)
     assert ended.exit_code == 0, ended.output
-    assert "went on after step" in text_of(ended)
+    assert "resumed after step" in text_of(ended)
     assert_same_content(run, undisturbed(2))
     resumed = lines_of(run / "metrics.jsonl", "resumed")
     assert [line["iteration"] for line in resumed] == [checkpoint.state["progress"]["iteration"]]
