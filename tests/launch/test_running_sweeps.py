@@ -114,21 +114,22 @@ def test_a_signal_to_all_processes_of_a_sweep_saves_its_trials_which_end_with_th
     tiny_data: Path, ranks: RankServer, tmp_path: Path
 ) -> None:
     """As Slurm signals a step, or a shell a process group: Ray hears it too."""
-    # So many steps that no trial ends before it was interrupted twice, and no checkpoint but by these.
-    run = {"method.name": "fixed", "train.iterations": 900, "train.evaluate_every": 0, "track": []}
+    # So slow that no trial ends before it was interrupted twice, and no checkpoint but by these.
+    run = {"method.name": "fixed", "train.iterations": 100, "train.evaluate_every": 0, "track": []}
     run |= {"train.checkpoint_every": 10_000}
     file = write_sweep(tmp_path, tiny_data, run=run, seeds=[0, 1], concurrency=2)
     sweep, names = tmp_path / "runs" / "tiny", ("seed0", "seed1")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests" / "slurm_pace")))
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
 
-    def begin() -> subprocess.Popen[str]:
+    def begin(seconds_per_step: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "distbranch", "sweep", str(file)]
         return subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env=environment,
+            env={**environment, "TEST_SECONDS_PER_STEP": seconds_per_step},
             start_new_session=True,
         )
 
@@ -137,7 +138,7 @@ def test_a_signal_to_all_processes_of_a_sweep_saves_its_trials_which_end_with_th
 
     reached = dict.fromkeys(names, 0)
     for number in (signal.SIGTERM, signal.SIGUSR2):
-        process = begin()
+        process = begin("1")
         try:
             wait_until(
                 lambda: all(max(list_steps(name), default=0) > reached[name] for name in names),
@@ -153,9 +154,9 @@ def test_a_signal_to_all_processes_of_a_sweep_saves_its_trials_which_end_with_th
         for name in names:
             saved = max((sweep / name / "checkpoints").glob("step-*"))
             before, reached[name] = reached[name], int(saved.name.removeprefix("step-"))
-            assert before < reached[name] < 900
+            assert before < reached[name] < 100
 
-    process = begin()
+    process = begin("0")
     said, _ = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 0, said
     assert not (sweep / "tensorboard").exists(), "nobody asked for it"
