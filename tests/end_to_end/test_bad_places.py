@@ -143,16 +143,22 @@ def test_an_absent_cluster_is_noticed_within_seconds(world: Path, address: str) 
     assert time.monotonic() - began < 30
 
 
-def test_a_cluster_that_was_stopped_is_told_to_those_who_ask_for_the_one_of_their_machine(
-    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("left", "reason"),
+    [("127.0.0.1:9", "Connection refused"), ("", "Could not find any running Ray instance")],
+)
+def test_whoever_asks_for_the_cluster_of_a_machine_that_has_none_is_told(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: str, reason: str
 ) -> None:
-    # Where `ray start` left no address, Ray looks for processes: it would find the clusters of other tests.
-    (tmp_path / "ray").mkdir()
-    (tmp_path / "ray/ray_current_cluster").write_text("127.0.0.1:9")
+    # Ray looks for processes, and would find the clusters of other tests; then for the address that `ray start` left.
+    monkeypatch.setattr("ray._private.services._cached_find_gcs_addresses", cache(frozenset))
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    if left:
+        (tmp_path / "ray").mkdir()
+        (tmp_path / "ray/ray_current_cluster").write_text(left)
     with nothing_overwritten(world, ("runs/new/*",)):
         ended = run_command(["train", "tiny.yaml", "run.name=new", "launch.address=auto"])
-    assert_one_sentence(ended, 1, ("auto", "launch.address", "Connection refused"))
+    assert_one_sentence(ended, 1, ("auto", "launch.address", reason))
 
 
 def test_a_damaged_newest_checkpoint_costs_a_warning_and_the_steps_since_the_one_before(
