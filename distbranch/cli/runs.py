@@ -349,6 +349,11 @@ def export(
         f"{done.file}: {done.num_tasks} tasks, {done.weights:,} weights, {done.num_bytes / 1e6:.2f} MB; "
         f"differs from the network by at most {done.difference:.1g} on {done.images}"
     )
+    if not done.has_thresholds:
+        print_plain(
+            "It answers yes or no by probabilities alone, for no thresholds were chosen. To have them in the file, run "
+            f"`distbranch evaluate {run} --out answers.parquet` and export again."
+        )
 
 
 def restrict(

@@ -48,6 +48,7 @@ class Exported:
     """What was written. `images` says on which images it was compared, `difference` is the largest one of the logits.
 
     `scores`: of a lower precision, by task, its first metric on val before and after (`low_precision.compare_scores`).
+    `has_thresholds`: False where a binary task is answered with a probability alone.
     """
 
     file: Path
@@ -57,6 +58,7 @@ class Exported:
     images: str
     difference: float
     scores: dict[str, dict[str, Any]] = field(default_factory=dict)
+    has_thresholds: bool = True
 
 
 def export(
@@ -146,8 +148,16 @@ def export(
         write_triton_config(out)
     weights = num_weights(network.architecture)
     num_bytes = out.stat().st_size
+    is_binary = any(task.kind == "binary" for task in network.tasks.tasks)
     return Exported(
-        out, len(network.tasks.tasks), weights, num_bytes, described, difference, scores
+        out,
+        len(network.tasks.tasks),
+        weights,
+        num_bytes,
+        described,
+        difference,
+        scores,
+        has_thresholds=network.thresholds is not None or not is_binary,
     )
 
 

@@ -70,9 +70,7 @@ def _check_versions() -> Iterator[Finding]:
 
 
 def _check_devices() -> Iterator[Finding]:
-    yield Finding(
-        "cores", f"{num_cores()}, OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', 'not set')}"
-    )
+    yield Finding("cores", f"{num_cores()}; launch.threads says how many of them a rank uses")
     known = (
         "in hardware"
         if has_bf16(torch.device("cpu"))
@@ -83,10 +81,12 @@ def _check_devices() -> Iterator[Finding]:
         properties = torch.cuda.get_device_properties(index)
         yield Finding(f"GPU {index}", f"{properties.name}, {properties.total_memory / GIB:.0f} GiB")
     if not torch.cuda.is_available():
-        advice = "This torch was built for CUDA but finds no GPU: check the driver with nvidia-smi."
-        yield Finding(
-            "GPUs", f"none (torch {torch.__version__})", advice if torch.version.cuda else ""
+        # A laptop without a GPU often has the torch that was built for CUDA, and nothing is wrong with it.
+        is_expected = torch.version.cuda and shutil.which("nvidia-smi")
+        advice = (
+            "This machine has a driver of NVIDIA but torch finds no GPU: see what nvidia-smi says."
         )
+        yield Finding("GPUs", f"none (torch {torch.__version__})", advice if is_expected else "")
 
 
 def _check_memory() -> Iterator[Finding]:

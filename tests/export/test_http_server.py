@@ -115,9 +115,9 @@ def check_refusals(served: Served) -> None:
         assert answer.status_code == status
         return str(answer.json()["error"])
 
-    assert "(it is not an image)" in told(400, data=b"hello")
+    assert "cannot be read: it is not an image. Send" in told(400, data=b"hello")
     assert "it is a damaged image" in told(400, data=picture(1)[:300])
-    assert "it is not an image" in told(400, data=b"")
+    assert "The image is empty" in told(400, data=b"")
     assert "found 0" in told(400, files={"image": (None, "words")})
     assert "found 2" in told(400, files={"a": ("a", picture(1)), "b": ("b", picture(2))})
     assert "form cannot be read" in told(

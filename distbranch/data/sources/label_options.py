@@ -62,7 +62,8 @@ class ColumnOptions(LearntOptions, ABC):
     )
     tags: Names = Field(
         (),
-        description="Columns with several tags in a cell, each of which becomes a binary task: 1 where it is mentioned, else 0.",
+        description="Columns with several tags in a cell, each of which becomes a binary task: 1 where it is mentioned, else 0. A row "
+        "without any tag is not labelled, unless `blank` says no.",
     )
     number: Names = Field(
         (), description="Columns of numbers (a price, an age), each predicted as such."

@@ -129,22 +129,24 @@ def check_images(
                 f"line {line}: the split should be one of {', '.join(SPLITS)}, found '{value[:40]}'",
                 "Correct it there.",
             )
-    seen: dict[str, str] = {}  # the image of a key
+    seen: dict[str, tuple[str, int]] = {}  # the image of a key, and its line
     for line, image in zip(table.lines, table.columns.get(options.image_column, ()), strict=False):
         key = sample_key(image)
+        first, first_line = seen.get(key, ("", 0))
         if not image:
             problems.add(
                 f"line {line}: the column '{options.image_column}' is empty",
                 "The name of an image file should stand there.",
             )
-        elif seen.get(key) == image:
+        elif first == image:
             problems.add(
-                f"line {line}: image '{image}' has a line already",
+                f"line {line}: image '{image}' has a line already, line {first_line}",
                 "Every image should stand in one line only.",
             )
-        elif key in seen:
+        elif first:
             problems.add(
-                f"line {line}: image '{image}' and one above differ only in their extension, which no sample keeps",
+                f"line {line}: image '{image}' and '{first}' of line {first_line} differ only in their extension, which no sample "
+                "keeps",
                 "Rename one of them.",
             )
-        seen[key] = image
+        seen.setdefault(key, (image, line))

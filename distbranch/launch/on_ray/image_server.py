@@ -56,11 +56,11 @@ class ImageServer:
                     405, f"The method should be POST, found {request.method}. {HOW}"
                 )
             name, content = await self._read_image(request)
+            if not content:
+                raise HTTPException(400, f"The image is empty. {HOW}")
             answer = await self.answer_together(content)
             if isinstance(answer, str):
-                raise HTTPException(
-                    400, f"What was sent is no image that can be read ({answer}). {HOW}"
-                )
+                raise HTTPException(400, f"What was sent cannot be read: {answer}. {HOW}")
             return JSONResponse({**answer, "image": name})
         except HTTPException as refusal:
             return JSONResponse({"error": refusal.detail}, refusal.status_code)

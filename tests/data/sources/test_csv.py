@@ -358,7 +358,7 @@ CASES: dict[str, tuple[str, dict[str, Any], str]] = {
     "image twice": (
         "image,a\n1.jpg,1\n2.jpg,0\n1.jpg,0",
         {},
-        "line 4: image '1.jpg' has a line already",
+        "line 4: image '1.jpg' has a line already, line 2",
     ),
     "same key": (
         "image,a\n1.jpg,1\n1.png,0",
