@@ -198,9 +198,11 @@ def estimate_seconds(config: Config, info: DatasetInfo, step: StepTime) -> float
 
 
 def describe_duration(seconds: float) -> str:
-    """`about 12 minutes`."""
-    minutes = round(seconds / 60)
-    return f"about {minutes:,} minute(s)" if minutes else "less than a minute"
+    """`about 12 minute(s)`, `about 3 h 23 min`."""
+    hours, minutes = divmod(round(seconds / 60), 60)
+    if hours:
+        return f"about {hours:,} h {minutes} min"
+    return f"about {minutes} minute(s)" if minutes else "less than a minute"
 
 
 def _check_run_directory(config: Config) -> None:

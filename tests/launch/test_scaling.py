@@ -81,3 +81,4 @@ def test_the_time_of_a_run_is_that_of_its_steps_and_evaluations(tiny_data: Path)
     assert seconds == pytest.approx(6000 * 0.100 + images * 0.050 / config.train.batch_size)
     assert describe_duration(seconds) == "about 10 minute(s)"
     assert describe_duration(29) == "less than a minute"
+    assert describe_duration(12_180) == "about 3 h 23 min"
