@@ -80,6 +80,11 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.name.startswith("step-"))
 
 
+def read_step(checkpoint: Path) -> int:
+    """After how many steps a checkpoint was written; its folder says so."""
+    return int(checkpoint.name.removeprefix("step-"))
+
+
 def load_newest(folder: Path) -> Checkpoint | None:
     """The newest checkpoint that verifies, None if there is none at all; damaged ones are passed over with a warning.
 
@@ -127,7 +132,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 def set_damaged_aside(folder: Path, *, newest_good: int) -> None:
     """Rename checkpoints newer than the one a run is resumed from, which are damaged; remove what a killed write left."""
     for path in list_checkpoints(folder):
-        if int(path.name.removeprefix("step-")) > newest_good:
+        if read_step(path) > newest_good:
             path.rename(path.with_name(f"damaged-{path.name}"))
     for path in folder.glob(".writing-*"):
         shutil.rmtree(path, ignore_errors=True)

@@ -25,6 +25,7 @@ from distbranch.engine.artifact import WEIGHTS, load_model
 from distbranch.engine.distributed import Ranks
 from distbranch.engine.evaluate import compute_outputs
 from distbranch.engine.run_directory import RunDirectory
+from distbranch.engine.run_start import check_has_ended
 from distbranch.errors import UserError
 from distbranch.kinds import KINDS
 from distbranch.models.network import Network
@@ -99,11 +100,7 @@ def _check_labelling(
         raise UserError(
             f"{out} is the data set to be labelled itself. Give a new folder; images are copied into it."
         )
-    if not RunDirectory(run).result.exists():
-        raise UserError(
-            f"The run {run} has not ended yet, and only a finished one is a teacher. Resume it: "
-            f"`distbranch train {run / 'config.yaml'}`."
-        )
+    check_has_ended(run, "is a teacher")
     unknown = [split for split in splits or [""] if split not in info.splits]
     if unknown:
         raise UserError(

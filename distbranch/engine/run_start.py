@@ -20,7 +20,7 @@ from distbranch.data.mixture import read_data
 from distbranch.data.shard_writer import file_sha256
 from distbranch.data.shards import DatasetInfo
 from distbranch.engine.artifact import DESCRIPTION
-from distbranch.engine.checkpoint import list_checkpoints
+from distbranch.engine.checkpoint import list_checkpoints, read_step
 from distbranch.engine.cores import num_cores
 from distbranch.engine.distributed import Ranks
 from distbranch.engine.provenance import (
@@ -63,7 +63,7 @@ OF_ANOTHER_RUN = (
 def begin_run(config: Config) -> None:
     """Make the directory of a new run, or check that the one there is of the same configuration.
 
-    One of another configuration that holds no training is begun anew, and one with fewer `train.iterations` is resumed up to more.
+    One of another configuration that holds no training is begun anew, and one of other `train.iterations` is resumed up to these.
 
     Raises:
         UserError: the directory belongs to another configuration (with the differences), or cannot be written.
@@ -80,9 +80,9 @@ def begin_run(config: Config) -> None:
                         file.unlink(missing_ok=True)
                     shutil.rmtree(files.scout, ignore_errors=True)
                     write_config(files, config)
-        if raises_iterations(config):
+        if changes_iterations(config):
             with files.locked(patience_s=0):
-                _raise_iterations(files, config)
+                _change_iterations(files, config)
         check_run(config)
         files.path.mkdir(parents=True, exist_ok=True)
         if not files.config.exists():
@@ -107,10 +107,11 @@ def begins_anew(config: Config) -> bool:
     )
 
 
-def raises_iterations(config: Config) -> bool:
-    """Whether the run that is there was begun with fewer `train.iterations` and is the same in all else, finished or not.
+def changes_iterations(config: Config) -> bool:
+    """Whether the run that is there was begun with other `train.iterations` and is the same in all else.
 
-    One that has ended, or whose scout has steps in proportion, needs a checkpoint to be resumed from.
+    With more of them it is trained further, finished or not; with fewer one that has not ended does so, where its last checkpoint
+    is or later. One that has ended, or whose scout has steps in proportion, needs a checkpoint to be resumed from.
     """
     files = RunDirectory(config.run_directory)
     if not files.config.exists() or files.family.exists():
@@ -118,19 +119,25 @@ def raises_iterations(config: Config) -> bool:
     keys = [line.partition(":")[0] for line in _list_differences(files, config)]
     if keys != ["train.iterations"]:
         return False
-    has_begun = files.result.exists() or files.scout.exists()
-    if has_begun and not list_checkpoints(files.checkpoints):
+    saved = list_checkpoints(files.checkpoints)
+    if (files.result.exists() or files.scout.exists()) and not saved:
         return False
-    return load_config(files.config).train.iterations < config.train.iterations
+    if load_config(files.config).train.iterations < config.train.iterations:
+        return True
+    return (
+        bool(saved)
+        and not files.result.exists()
+        and read_step(saved[-1]) <= config.train.iterations
+    )
 
 
-def _raise_iterations(files: RunDirectory, config: Config) -> None:
-    """Make the run one that has not ended; it is resumed from its last checkpoint."""
+def _change_iterations(files: RunDirectory, config: Config) -> None:
+    """Make the run one that has not ended, of other steps; it is resumed from its last checkpoint."""
     before, now = load_config(files.config).train.iterations, config.train.iterations
     if config.optim.schedule == "cosine":
         logger.warning(
-            "train.iterations was %d and is %d: the rates of optim.schedule=cosine were those of the shorter course so far, and are "
-            "those of the longer one from here on.",
+            "train.iterations was %d and is %d: the rates of optim.schedule=cosine were those of the earlier course so far, and are "
+            "those of the new one from here on.",
             before,
             now,
         )
@@ -153,13 +160,34 @@ def _raise_iterations(files: RunDirectory, config: Config) -> None:
     saved = list_checkpoints(files.checkpoints)
     if saved:
         line = {
-            "kind": "raised",
-            "iteration": int(saved[-1].name.removeprefix("step-")),
+            "kind": "iterations",
+            "iteration": read_step(saved[-1]),
             "before": before,
         }
         append_line(files.metrics, {**line, "iterations": now})
     write_config(files, config)
     remote_run.upload()
+
+
+def check_has_ended(run: Path, purpose: str) -> None:
+    """Only a finished run serves this purpose, such as `is exported`.
+
+    Raises:
+        UserError: it has not ended; with both ways to have it end.
+    """
+    files = RunDirectory(run)
+    if files.result.exists() or not files.config.exists():
+        return
+    saved = list_checkpoints(files.checkpoints)
+    command = f"distbranch train {files.config}"
+    to_end_here = ""
+    if saved:
+        to_end_here = (
+            f", or end it where it stands: `{command} train.iterations={read_step(saved[-1])}`"
+        )
+    raise UserError(
+        f"The run {run} has not ended yet, and only a finished one {purpose}. Resume it: `{command}`{to_end_here}."
+    )
 
 
 def check_run(config: Config, *, advice: str = OF_ANOTHER_RUN) -> None:

@@ -24,6 +24,7 @@ from distbranch.data.mixture import read_data
 from distbranch.engine.artifact import Preprocessing, load_model
 from distbranch.engine.predict import Predictor
 from distbranch.engine.run_directory import RunDirectory, write_json
+from distbranch.engine.run_start import check_has_ended
 from distbranch.errors import UsageError, UserError
 from distbranch.extras import require
 from distbranch.kinds import KINDS
@@ -93,11 +94,7 @@ def export(
     _check_options(file_format, input_type, precision, tolerance, out, triton)
     if file_format == "onnx":
         require_onnx()
-    if RunDirectory(run).config.exists() and not RunDirectory(run).result.exists():
-        raise UserError(
-            f"The run {run} has not ended yet, and only a finished one is exported. Resume it: "
-            f"`distbranch train {run / 'config.yaml'}`."
-        )
+    check_has_ended(run, "is exported")
     network, preprocessing = load_model(run)
     if network.baseline is not None:
         raise UserError(

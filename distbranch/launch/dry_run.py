@@ -10,7 +10,7 @@ from distbranch.data.shards import DatasetInfo
 from distbranch.data.sources import parse_options
 from distbranch.engine.initialisation import first_architecture, read_given_tree, read_own_tree
 from distbranch.engine.process_group import wants_gpu
-from distbranch.engine.run_start import begins_anew, check_run, raises_iterations
+from distbranch.engine.run_start import begins_anew, changes_iterations, check_run
 from distbranch.engine.scout import make_scout_config
 from distbranch.launch.on_ray.address import cluster_address
 from distbranch.launch.prepare import (
@@ -207,7 +207,7 @@ def describe_duration(seconds: float) -> str:
 
 def _check_run_directory(config: Config) -> None:
     """Refuse what `train` refuses: a run of another configuration that came to something."""
-    if not begins_anew(config) and not raises_iterations(config):
+    if not begins_anew(config) and not changes_iterations(config):
         check_run(config)
 
 

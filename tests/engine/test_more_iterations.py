@@ -1,4 +1,4 @@
-"""train.iterations of a run is raised: the same command goes on from its last checkpoint."""
+"""train.iterations of a run is raised, or lowered to where it stands: it is resumed from its last checkpoint."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from tiny_runs import anew_config, assert_same_content, config_of, lines_of, tra
 from distbranch.config import load_config
 from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import RunDirectory, append_line
-from distbranch.engine.run_start import begin_run
+from distbranch.engine.run_start import begin_run, check_has_ended
 from distbranch.engine.scout import make_scout_config
 from distbranch.errors import UserError
 
@@ -30,8 +30,8 @@ def test_a_finished_run_that_goes_on_is_the_run_of_all_its_steps(
         config = config_of(tiny_data, tmp_path, **values, **{"train.iterations": iterations})
         assert train_tiny(config)["end"] == "done"
     assert_same_content(tmp_path / "tiny", tmp_path / "whole" / "tiny")
-    (raised,) = lines_of(tmp_path / "tiny" / "metrics.jsonl", "raised")
-    assert raised == {"kind": "raised", "iteration": 8, "before": 8, "iterations": 14}
+    (changed,) = lines_of(tmp_path / "tiny" / "metrics.jsonl", "iterations")
+    assert changed == {"kind": "iterations", "iteration": 8, "before": 8, "iterations": 14}
     (resumed,) = lines_of(tmp_path / "tiny" / "metrics.jsonl", "resumed")
     assert resumed["iteration"] == 8
 
@@ -58,7 +58,7 @@ def test_a_cosine_is_that_of_the_longer_course_from_there_on_which_is_told(
         assert train_tiny(config)["end"] == "done"
     rates = [line["learning_rate"] for line in lines_of(tmp_path / "tiny/metrics.jsonl", "train")]
     assert rates[3] < rates[4] == pytest.approx(0.005)  # half of it, at half of the way
-    assert "longer one from here on" in caplog.text
+    assert "new one from here on" in caplog.text
 
 
 def test_fewer_iterations_are_another_run(tiny_data: Path, tmp_path: Path) -> None:
@@ -70,6 +70,26 @@ def test_fewer_iterations_are_another_run(tiny_data: Path, tmp_path: Path) -> No
     assert ended["end"] == "failed"
     assert "train.iterations: 4 -> 3" in ended["message"]
     assert (tmp_path / "tiny" / "result.json").exists()
+
+
+def test_a_stopped_run_ends_where_it_stands_or_later_but_not_before(
+    tiny_data: Path, tmp_path: Path
+) -> None:
+    values = SHORT | {"method": {"name": "fixed"}}
+    whole, earlier, here = (
+        config_of(tiny_data, tmp_path, **values, **{"train.iterations": iterations})
+        for iterations in (12, 5, 6)
+    )
+    assert train_tiny(here)["end"] == "done"
+    begin_run(load_config(whole))  # and no step of it is done
+    with pytest.raises(UserError, match=r"or end it where it stands: .* train\.iterations=6`"):
+        check_has_ended(tmp_path / "tiny", "is exported")
+    assert train_tiny(earlier)["end"] == "failed"
+    assert train_tiny(here)["end"] == "done"
+    result = read_result(tmp_path / "tiny")
+    assert result is not None
+    assert result.summary["iterations"] == 6
+    check_has_ended(tmp_path / "tiny", "is exported")
 
 
 def test_a_run_without_checkpoints_keeps_its_network_and_one_that_goes_on_has_no_old_answers(

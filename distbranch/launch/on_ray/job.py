@@ -21,7 +21,7 @@ from distbranch.config.reading import read_with_bases
 from distbranch.engine.remote_run import RemoteRun
 from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import RunDirectory
-from distbranch.engine.run_start import begin_run, raises_iterations
+from distbranch.engine.run_start import begin_run, changes_iterations
 from distbranch.errors import UsageError, UserError
 from distbranch.launch.jobs import (
     TIME_FORMAT,
@@ -99,7 +99,7 @@ def submit_ray_job(
         say(describe_submission(command, str(place), address))
         return 0
     is_seen = _is_seen(config)
-    if read_result(config.run_directory) is not None and not raises_iterations(config):
+    if read_result(config.run_directory) is not None and not changes_iterations(config):
         say(f"The run {place} is finished; nothing was submitted.")
         return 0
 

@@ -18,7 +18,7 @@ from distbranch.config import Config, load_config, to_yaml
 from distbranch.config.paths import is_remote
 from distbranch.engine.results import read_result
 from distbranch.engine.run_directory import write_atomically
-from distbranch.engine.run_start import begin_run, raises_iterations
+from distbranch.engine.run_start import begin_run, changes_iterations
 from distbranch.errors import UsageError, UserError
 from distbranch.launch.job_command import FOLDER
 from distbranch.launch.jobs import (
@@ -271,7 +271,7 @@ def _fit_to_allocation(config: Config, resources: Resources) -> Config:
 
 def _is_settled(config: Config, say: Say) -> bool:
     run_directory = config.run_directory
-    if read_result(run_directory) is not None and not raises_iterations(config):
+    if read_result(run_directory) is not None and not changes_iterations(config):
         say(f"The run {run_directory} is finished already.")
         return True
     job = read_job(run_directory)
