@@ -283,6 +283,13 @@ def _warn_guesses(column: Column) -> None:
             next(iter(column.labelled)),
             _suggest_number(column),
         )
+    if column.kind == "tags" and column.counts[""] and column.blank is None:
+        logger.warning(
+            "The column '%s': its %d empty cells stay unlabelled. If they mean that no tag applies: --blank %s=no.",
+            column.name,
+            column.counts[""],
+            column.name,
+        )
     if column.is_yes_or_nothing:
         logger.warning(
             "The column '%s' says yes or nothing: its empty cells stay unlabelled, so it has no negative sample. "

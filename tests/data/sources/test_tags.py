@@ -63,16 +63,21 @@ def test_lists_of_tags_are_refused_with_what_to_type(
     assert kept == {"labels": [tidy_text(cell) for cell in cells]}
 
 
-def test_an_image_whose_cell_is_empty_has_no_label_unless_that_means_no_tag(learn: Learn) -> None:
+def test_an_image_whose_cell_is_empty_has_no_label_unless_that_means_no_tag(
+    learn: Learn, caplog: pytest.LogCaptureFixture
+) -> None:
     columns = {"t": ["a b", "", "b", "NA", "[]"]}
     assert learn(columns, tags="t", separator="space") == {
         "a": [1, None, 0, None, 0],
         "b": [1, None, 1, None, 0],
     }
+    assert "'t': its 1 empty cells stay unlabelled" in caplog.text
+    caplog.clear()
     assert learn(columns, tags="t", separator=" ", blank="no") == {
         "a": [1, 0, 0, None, 0],
         "b": [1, 0, 1, None, 0],
     }
+    assert "empty cells" not in caplog.text
     chest = learn({"t": CHEST}, tags="t", separator="|")
     assert chest["No Finding"][:3] == [0, 1, 0]
     assert chest["Hernia"][:3] == [0, 0, 1]
