@@ -23,6 +23,7 @@ from distbranch.launch.processes import find_free_port
 
 THRESHOLDS = {"bright": {"threshold": 0.25}}
 NUM_REQUESTS = 1000
+NUM_REPLICAS = 2
 
 
 @dataclass
@@ -38,9 +39,10 @@ class Served:
 @contextmanager
 def serving(file: Path) -> Iterator[Served]:
     with tempfile.TemporaryDirectory(prefix="sv") as scratch:  # Ray's sockets need a short path
-        serve = ["serve", str(file), "--port", str(find_free_port()), "--max-megabytes", "0.1"]
+        port = str(find_free_port())
+        options = ["--port", port, "--max-megabytes", "0.1", "--replicas", str(NUM_REPLICAS)]
         process = subprocess.Popen(
-            [sys.executable, "-m", "distbranch", *serve],
+            [sys.executable, "-m", "distbranch", "serve", str(file), *options],
             env={**os.environ, "RAY_TMPDIR": scratch},
             stdout=subprocess.PIPE,
             text=True,
@@ -95,6 +97,9 @@ def check_load(served: Served, folder: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(ask, range(NUM_REQUESTS)))
     assert {status for status, _ in answers} == {200}
+    started = psutil.Process(served.process.pid).children(recursive=True)
+    titles = [" ".join(process.cmdline()) for process in started]
+    assert sum("ServeReplica" in title for title in titles) == NUM_REPLICAS, titles
     for number, (_, answer) in enumerate(answers):
         scores = expected[number % 10]
         # float32 sums of another batch
