@@ -88,7 +88,7 @@ def case(request: pytest.FixtureRequest) -> Iterator[Case]:
     for unit, state in unit_states(backbone, model.state_dict()).items():
         network.copies(unit)[0].load_state_dict(state)
     yield Case(request.param, model, network.eval())
-    timm_chain._chain.cache_clear()
+    timm_chain._divide_backbone.cache_clear()
 
 
 def pictures(count: int = 3, size: int = SIZE) -> Tensor:
