@@ -94,13 +94,7 @@ def export(
     _check_options(file_format, input_type, precision, tolerance, out, triton)
     if file_format == "onnx":
         require_onnx()
-    check_has_ended(run, "is exported")
-    network, preprocessing = load_model(run)
-    if network.baseline is not None:
-        raise UserError(
-            f"A network of method.name={network.architecture.baseline} is there to compare with and is not exported. Give a run with a "
-            "tree or a policy."
-        )
+    network, preprocessing = _load_exportable(run)
     of_all_tasks = network
     if tasks is not None:
         tasks = split_task_names(tasks, network.tasks.names)
@@ -127,11 +121,7 @@ def export(
             lambda part: check(aside, part, preprocessing, input_type),
         )
         difference = measure()
-        if not difference <= TOLERANCE:
-            raise UserError(
-                f"The exported network differs from the trained one by {difference:.2g}, more than {TOLERANCE:g}, so "
-                f"{out} is not kept. Its weights are beyond what float32 carries; train with a smaller optim.lr."
-            )
+        _check_difference(difference, out)
         if val is not None:
             low_precision.lower_precision(aside, precision, val[0], preprocessing)
             difference = measure()
@@ -307,6 +297,26 @@ def _replace_when_written(out: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             aside.unlink(missing_ok=True)
+
+
+def _load_exportable(run: Path) -> tuple[Network, Preprocessing]:
+    check_has_ended(run, "is exported")
+    network, preprocessing = load_model(run)
+    if network.baseline is not None:
+        raise UserError(
+            f"A network of method.name={network.architecture.baseline} is there to compare with and is not exported. Give a run with a "
+            "tree or a policy."
+        )
+    return network, preprocessing
+
+
+def _check_difference(difference: float, out: Path) -> None:
+    # Written so that NaN fails, too.
+    if not difference <= TOLERANCE:
+        raise UserError(
+            f"The exported network differs from the trained one by {difference:.2g}, more than {TOLERANCE:g}, so "
+            f"{out} is not kept. Its weights are beyond what float32 carries; train with a smaller optim.lr."
+        )
 
 
 def _write_onnx(file: Path, network: Network, metadata: dict[str, Any], input_type: str) -> None:
