@@ -139,7 +139,7 @@ def test_a_sweep_whose_driver_is_killed_goes_on_and_repeats_no_finished_trial(
     file = write_sweep(
         tmp_path,
         tiny_data,
-        run=SHORT,
+        run=SHORT | {"track": ["tensorboard"]},
         grid={"model.width": [2, 3], "method.alpha": [0.0, 50.0]},
         seeds=[0, 1],
         concurrency=2,
