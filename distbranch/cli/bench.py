@@ -82,9 +82,7 @@ def bench_latency(
     """
     from distbranch.bench import candidates, latency
 
-    sizes = parse_counts(batch_sizes, "--batch-sizes")
-    if 0 in sizes:
-        raise UsageError(f"--batch-sizes should be numbers from 1 on, found '{batch_sizes}'.")
+    sizes = parse_counts(batch_sizes, "--batch-sizes", least=1)
     full = [name for name in against.split(",") if name]
     if runs:
         _refuse_options_without_run(context)

@@ -38,7 +38,7 @@ class OnnxModel:
     def __init__(self, file: Path, *, num_threads: int = 0) -> None:
         if not file.is_file():
             raise UserError(
-                f"There is no file {file}. Give one that `distbranch export` wrote, or a run directory."
+                f"There is no file {file}. Write one: `distbranch export RUN --out {file}`."
             )
         try:
             self.session = open_session(str(file), num_threads=num_threads)
@@ -51,7 +51,7 @@ class OnnxModel:
         if found is None:
             raise UserError(
                 f"{file} does not say how images become its input, so `distbranch export` did not write it. "
-                "Give a file that it wrote, or a run directory."
+                "Give a file that it wrote."
             )
         metadata = json.loads(found)
         self.preprocessing = Preprocessing.from_json(metadata["preprocessing"])

@@ -57,10 +57,6 @@ def serve_file(
         require(package, "serve", "distbranch serve")
     from distbranch.export.onnx_model import OnnxModel
 
-    if not file.exists():
-        raise UserError(
-            f"There is no file {file}. Write one: `distbranch export RUN --out {file}`."
-        )
     # Before Ray is started, which takes seconds.
     num_tasks = OnnxModel(file).tasks.num_tasks
     _check_port(host, port)
