@@ -6,12 +6,12 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
+from http_thread import serve_http
 from tiny_runs import config_of, content_of
 from tiny_world import contents, run_command
 
@@ -156,11 +156,8 @@ def signed_data(world: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(world / "cache"))
     handler = partial(SimpleHTTPRequestHandler, directory=str(world))
     monkeypatch.setattr(SimpleHTTPRequestHandler, "log_message", lambda *_: None)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://me:hush@127.0.0.1:{server.server_port}/data"
-    server.shutdown()
-    server.server_close()
+    with serve_http(handler) as place:
+        yield f"http://me:hush@{place}/data"
 
 
 def test_the_secret_of_a_url_stands_where_a_run_resumes_from_and_nowhere_else(

@@ -6,11 +6,11 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from threading import Thread
 
 import pytest
+from http_thread import serve_http
 from listed_runs import (
     begin_on,
     finish,
@@ -359,11 +359,8 @@ class Dashboard(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def dashboard() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Dashboard)
-    Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    with serve_http(Dashboard) as place:
+        yield f"http://{place}"
 
 
 def test_jobs_of_ray_are_asked_for_by_http_with_the_token_of_the_environment(
