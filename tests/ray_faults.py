@@ -6,6 +6,7 @@ The folder that holds the run directory also holds `faults.json` (the plan), `st
 import json
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -76,7 +77,7 @@ def start(
 def train_on_cluster(
     config: Mapping[str, Any], environment: Mapping[str, str], host: str
 ) -> dict[str, Any]:
-    """A job: the driver."""
+    """A job: the driver; beside how it ended, the names of the threads that it left."""
     if host:
         enter(host)
     from distbranch.launch.on_ray import train as ray_train
@@ -85,7 +86,8 @@ def train_on_cluster(
     ray_train.train_worker = work
     folder = Path(config["run"]["directory"])
     (folder / "driver").write_text(str(os.getpid()))
-    return train_tiny(config)
+    ended = train_tiny(config)
+    return {**ended, "threads": [thread.name for thread in threading.enumerate()]}
 
 
 def work(loop: dict[str, Any]) -> None:

@@ -58,6 +58,7 @@ class FamilyQueue(Searcher):  # type: ignore[misc]
         self.waiting: list[tuple[Family, Family]] = []  # (family, root)
         self.running: dict[str, tuple[Family, Family]] = {}
         self.closed = False
+        self.abandoned = False  # closed, and what runs or waits for room is not waited for
         self._counted_at = time.monotonic()
         self._ended = set[
             str

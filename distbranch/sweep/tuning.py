@@ -55,6 +55,7 @@ SECONDS_TO_BEGIN = 60.0  # and to end, for a trial whose run nobody trains at th
 SECONDS_UNTIL_A_LOST_OWNER_LETS_GO = (
     60  # Ray ends the workers of a driver that was killed within about 30
 )
+NAME_OF_THREAD = "tuner"
 logger = logging.getLogger("distbranch")
 
 
@@ -134,6 +135,7 @@ def run_tune(
             storage_path=str(storage),
             failure_config=tune.FailureConfig(max_failures=max_failures),
             callbacks=[LossCallback(queue)],
+            stop=EndWhenAbandoned(queue),
             verbose=0,
         ),
     )
@@ -145,7 +147,9 @@ def run_tune(
             failure.append(error)
 
     try:
-        stopped = wait_for_tuner(threading.Thread(target=run_tuner, daemon=True), queue)
+        stopped = wait_for_tuner(
+            threading.Thread(target=run_tuner, name=NAME_OF_THREAD, daemon=True), queue
+        )
     finally:
         shutil.rmtree(storage, ignore_errors=True)
     if failure:
@@ -186,15 +190,29 @@ def wait_for_tuner(thread: threading.Thread, queue: FamilyQueue) -> StoppedEarly
                     files.stop_word.touch()
             if any(map(_is_being_trained, leaders)):
                 trained_at = time.monotonic()
-            if (
-                time.monotonic() - trained_at > SECONDS_TO_BEGIN
-            ):  # Ray waits for room, perhaps for hours
-                break
+            # Ray waits for room, perhaps for hours.
+            if time.monotonic() - trained_at > SECONDS_TO_BEGIN:
+                queue.abandoned = True
     if request() or has_word():
         return request.make_error(
             "The sweep was stopped; running trials saved a checkpoint. The same command resumes."
         )
     return None
+
+
+class EndWhenAbandoned(tune.Stopper):  # type: ignore[misc]
+    """Ends the Tuner, also while it waits for room: Ray ends this process without a word if a thread still asks it after the end."""
+
+    def __init__(self, queue: FamilyQueue) -> None:
+        self.queue = queue
+
+    def __call__(self, *_: object) -> bool:
+        """Called by Tune for every result: no trial is ended by one."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Called by Tune again and again."""
+        return self.queue.abandoned
 
 
 def _show_life(files: RunDirectory) -> None:

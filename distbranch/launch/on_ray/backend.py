@@ -1,18 +1,25 @@
-"""How Ray's workers find each other: over the network interface that carries their node's address in the cluster.
+"""How Ray's workers find each other, over the network interface of their node's address, and how Ray's controller ends.
 
 Imports Ray, so only what runs under Ray may import it.
 """
 
 import os
+import threading
+import time
+from contextlib import suppress
 
 import ray
 from ray.train.torch import TorchConfig
+from ray.train.v2._internal.execution.callback import ControllerCallback
 
+from distbranch.engine.lost_ranks import LostRankError
 from distbranch.launch.interfaces import find_interface
+from distbranch.launch.on_ray.worker import ask_board
 
 # What is left of a process group one of whose ranks died cannot be left in order; Ray would wait 30 s for it before it
 # kills the workers and starts new ones.
 SECONDS_TO_LEAVE = "3"
+SECONDS_BETWEEN_LOOKS = 0.5
 
 
 def use_interface_of_node() -> None:
@@ -42,3 +49,21 @@ class ClusterTorchBackend(TorchConfig().backend_cls):  # type: ignore[misc]
         )  # read in this process, later
         worker_group.execute(use_interface_of_node)  # type: ignore[attr-defined]
         super().on_start(worker_group, backend_config)
+
+
+class EndsWithBoard(ControllerCallback):  # type: ignore[misc]
+    """Ends Ray's controller, and with it the workers and `fit` in the driver, when the board of its attempt is gone."""
+
+    def __init__(self, attempt: str) -> None:
+        self.attempt = attempt
+
+    def after_controller_start(self, _: object) -> None:
+        """Called by Ray in the controller's process."""
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        with suppress(LostRankError):
+            while True:
+                ask_board(self.attempt, "get", "stop")
+                time.sleep(SECONDS_BETWEEN_LOOKS)
+        os._exit(0)

@@ -5,6 +5,7 @@ import shutil
 import sys
 import threading
 import time
+from contextlib import ExitStack
 from typing import Any
 
 from distbranch.config import Config
@@ -28,6 +29,8 @@ from distbranch.launch.stopping import StopRequest
 from distbranch.plugins import send_plugins
 
 SECONDS_BETWEEN_LOOKS = 0.2
+SECONDS_TO_END = 30  # for Ray's trainer, once the board is gone
+NAME_OF_THREAD = "trainer"
 NOTHING_BEGUN = "Stopped before any worker had begun. The same command continues."
 NCCL_SECONDS_MORE = 60  # than gloo, which then is the first to say who is late
 
@@ -52,8 +55,7 @@ def train_on_ray(config: Config, report: Report) -> RunResult:
         attempt = files.path / "ray" / time.strftime("%Y%m%d-%H%M%S")
         attempt.mkdir(parents=True, exist_ok=True)
         try:
-            with open_board(str(attempt)):
-                return _run_trainer(config, str(attempt), report)
+            return _run_trainer(config, str(attempt), report)
         finally:
             if read_result(files.path) is not None:
                 shutil.rmtree(files.path / "ray", ignore_errors=True)
@@ -71,26 +73,30 @@ def _run_trainer(config: Config, attempt: str, report: Report) -> RunResult:
         except Exception as error:  # of any kind: it is explained in this thread
             failure.append(error)
 
-    thread = threading.Thread(target=fit, daemon=True)
+    thread = threading.Thread(target=fit, name=NAME_OF_THREAD, daemon=True)
     request = StopRequest()
-    with request.receive_signals():
-        thread.start()
-        while thread.is_alive():
-            thread.join(SECONDS_BETWEEN_LOOKS)
+    thread_ended = ExitStack()
+    with thread_ended, open_board(attempt):
+        with request.receive_signals():
+            thread.start()
+            # Ray ends this process without a word if a thread comes back to it after it was shut down.
+            thread_ended.callback(thread.join, SECONDS_TO_END)
+            while thread.is_alive():
+                thread.join(SECONDS_BETWEEN_LOOKS)
 
-            # Pass on the word to stop, once.
-            if not asked and (request() or files.stop_word.exists()):
-                asked = True
-                report({"kind": "stopping"})
-                ask_board(attempt, "put", "stop", True)
-            if asked and not ask_board(
-                attempt, "get", "begun"
-            ):  # Ray waits for room, perhaps for hours
-                raise request.make_error(NOTHING_BEGUN)
+                # Pass on the word to stop, once.
+                if not asked and (request() or files.stop_word.exists()):
+                    asked = True
+                    report({"kind": "stopping"})
+                    ask_board(attempt, "put", "stop", True)
+                if asked and not ask_board(
+                    attempt, "get", "begun"
+                ):  # Ray waits for room, perhaps for hours
+                    raise request.make_error(NOTHING_BEGUN)
 
-            _report_events(attempt, report)
-    _report_events(attempt, report)  # what came between the last look and the end of the thread
-    return _read_result(config, attempt, failure, request)
+                _report_events(attempt, report)
+        _report_events(attempt, report)  # what came between the last look and the end of the thread
+        return _read_result(config, attempt, failure, request)
 
 
 def _report_events(attempt: str, report: Report) -> None:
@@ -125,7 +131,7 @@ def _make_trainer(config: Config, attempt: str) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    from distbranch.launch.on_ray.backend import ClusterTorchConfig
+    from distbranch.launch.on_ray.backend import ClusterTorchConfig, EndsWithBoard
 
     gpu = uses_gpu(config.launch)
     # Decided here for all ranks: a worker alone cannot know whether the others found a GPU.
@@ -156,7 +162,12 @@ def _make_trainer(config: Config, attempt: str) -> Any:
             elastic_resize_monitor_interval_s=60 * launch.resize_every_min,
         ),
         torch_config=ClusterTorchConfig(backend=backend, timeout_s=seconds),
-        run_config=RunConfig(name="state", storage_path=attempt, failure_config=failures),
+        run_config=RunConfig(
+            name="state",
+            storage_path=attempt,
+            failure_config=failures,
+            callbacks=[EndsWithBoard(attempt)],
+        ),
     )
 
 

@@ -16,6 +16,7 @@ from tiny_runs import ITERATIONS, assert_same_content, config_of, lines_of, trai
 from distbranch.data.plan import Plan
 from distbranch.data.shards import read_dataset
 from distbranch.engine.run_directory import read_lines
+from distbranch.launch.on_ray.train import NAME_OF_THREAD
 from distbranch.launch.on_ray.worker import LOST_BOARD
 
 pytestmark = pytest.mark.cluster
@@ -168,6 +169,7 @@ def test_a_run_whose_board_is_lost_ends_and_says_so(
     ended = start(ranks, config, world.environment).result()[0]
     assert ended.value is not None, ended.output
     assert (ended.value["end"], ended.value["message"]) == ("failed", LOST_BOARD)
+    assert NAME_OF_THREAD not in ended.value["threads"]
 
 
 def test_a_run_whose_rank_raises_whose_driver_and_whose_node_die_resumes_to_the_same_bits(
