@@ -56,6 +56,7 @@ def make_config(data: Path, directory: Path, plugin: Path, **launch: Any) -> dic
     """A run of two decisions that chooses one of each from the page's file."""
     return {
         "plugins": [str(plugin)],
+        "track": [],
         "seed": 5,
         "run": {"name": "own", "directory": str(directory)},
         "data": {"path": str(data)},

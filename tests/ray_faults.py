@@ -94,7 +94,6 @@ def work(loop: dict[str, Any]) -> None:
     """What a Ray worker runs."""
     from distbranch.engine import batches, training_step
     from distbranch.launch.on_ray import worker as ray_worker
-    from distbranch.report import tensorboard
     from distbranch.tasks import TaskSet
 
     folder = Path(loop["attempt"]).parents[2]
@@ -145,7 +144,6 @@ def work(loop: dict[str, Any]) -> None:
             torch.nan if fault is not None and fault.do == "nan" else 1
         )
 
-    tensorboard.log_decision = lambda *_: None
     (
         training_step.TrainingStep._forward_and_backward,
         batches.BatchFeed.next_batch,

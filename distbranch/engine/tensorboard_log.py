@@ -4,12 +4,13 @@ import logging
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
-
-from torch.utils.tensorboard import SummaryWriter
+from typing import TYPE_CHECKING, Any
 
 from distbranch.engine.logged_values import list_values
 from distbranch.engine.run_directory import RunDirectory, read_lines
+
+if TYPE_CHECKING:  # loaded by who writes: not all ranks do, and not all runs
+    from torch.utils.tensorboard import SummaryWriter
 
 logger = logging.getLogger("distbranch")
 # Called with a SummaryWriter or what takes its place (None where there is none), the decision, and the run's folder.
@@ -18,8 +19,10 @@ DrawDecision = Callable[[Any, Mapping[str, Any], Path], None]
 
 def open_tensorboard(
     directory: RunDirectory, draw: DrawDecision | None, *, after: int
-) -> SummaryWriter:
+) -> "SummaryWriter":
     """The writer of a run that is resumed after a step; what a killed one wrote later is hidden."""
+    from torch.utils.tensorboard import SummaryWriter
+
     if not directory.tensorboard.exists():
         write_tensorboard(directory, draw)
     return SummaryWriter(str(directory.tensorboard), purge_step=after + 1)
@@ -27,6 +30,8 @@ def open_tensorboard(
 
 def write_tensorboard(directory: RunDirectory, draw: DrawDecision | None) -> None:
     """TensorBoard's files of all that a run directory holds, for a run that has its beginning from another one."""
+    from torch.utils.tensorboard import SummaryWriter
+
     lines, decisions = read_lines(directory.metrics), read_lines(directory.decisions)
     if not lines and not decisions:
         return
@@ -43,7 +48,7 @@ def write_tensorboard(directory: RunDirectory, draw: DrawDecision | None) -> Non
     aside.rename(directory.tensorboard)
 
 
-def add_values(writer: SummaryWriter, line: Mapping[str, Any]) -> None:
+def add_values(writer: "SummaryWriter", line: Mapping[str, Any]) -> None:
     """Add the numbers of a line, if it has any."""
     for name, value in list_values(line).items():
         writer.add_scalar(name, value, line["iteration"])
@@ -51,7 +56,7 @@ def add_values(writer: SummaryWriter, line: Mapping[str, Any]) -> None:
 
 def draw_decision(
     draw: DrawDecision | None,
-    writer: SummaryWriter | None,
+    writer: "SummaryWriter | None",
     record: Mapping[str, Any],
     directory: RunDirectory,
 ) -> None:

@@ -7,9 +7,9 @@ from distbranch.engine.results import RunResult, StoppedEarly
 from distbranch.engine.run_directory import RunDirectory
 from distbranch.engine.run_log import Report
 from distbranch.engine.session import train_rank
+from distbranch.launch.drawing import log_decision
 from distbranch.launch.on_ray.gauges import find_ray_gauges
 from distbranch.launch.stopping import StopRequest, check_twice_a_second
-from distbranch.report.tensorboard import log_decision
 from distbranch.track import track_run
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from distbranch.config.network import TIMM
 from distbranch.errors import UserError
@@ -340,6 +339,9 @@ def in_eights(units: float) -> int:
 @torch.no_grad()
 def _measure_units(backbone: Backbone) -> tuple[UnitSpec, ...]:
     """One pass over all units without any numbers."""
+    # Loads triton where there is one: 75 MiB, for who asks what units cost.
+    from torch.utils.flop_counter import FlopCounterMode
+
     specs = []
     plans = backbone.plans  # made with numbers
     with torch.device("meta"), FlopCounterMode(display=False) as counter:

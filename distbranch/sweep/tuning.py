@@ -32,6 +32,7 @@ from distbranch.engine.run_directory import RunDirectory, RunInUseError, read_li
 from distbranch.engine.run_log import Event, Report
 from distbranch.engine.run_start import begin_run
 from distbranch.errors import UserError
+from distbranch.launch.drawing import log_decision
 from distbranch.launch.on_ray.cluster import get_worker_resources, list_alive_nodes, max_workers
 from distbranch.launch.stopping import StopRequest, check_twice_a_second
 from distbranch.locks import hold_lock
@@ -317,8 +318,6 @@ def make_tune_function(
     argv = sys.argv
 
     def train_leader(work: dict[str, Any]) -> None:
-        from distbranch.report.tensorboard import log_decision
-
         tolerate_any_text()
         sys.argv = argv  # the sweep's, which its trials write down
         reason = None

@@ -129,9 +129,8 @@ def _read_result(
 
 def _make_trainer(config: Config, attempt: str) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
 
-    from distbranch.launch.on_ray.backend import ClusterTorchConfig, EndsWithBoard
+    from distbranch.launch.on_ray.backend import ClusterTorchConfig, EndsWithBoard, LeanTrainer
 
     gpu = uses_gpu(config.launch)
     # Decided here for all ranks: a worker alone cannot know whether the others found a GPU.
@@ -146,7 +145,7 @@ def _make_trainer(config: Config, attempt: str) -> Any:
     _, most_waits = _choose_patience(config)
     failures = FailureConfig(max_failures=launch.max_failures, controller_failure_limit=most_waits)
     backend = "nccl" if nccl else "gloo"
-    return TorchTrainer(
+    return LeanTrainer(
         train_worker,
         train_loop_config={
             "config": config.model_dump(mode="json"),

@@ -21,6 +21,7 @@ from distbranch.engine.run_directory import RunDirectory, write_atomically
 from distbranch.engine.run_log import Event
 from distbranch.engine.session import train_rank
 from distbranch.errors import SharedError, UserError
+from distbranch.launch.drawing import log_decision
 from distbranch.launch.on_ray.driver import forward_warnings
 from distbranch.launch.on_ray.gauges import find_ray_gauges
 from distbranch.launch.stopping import check_twice_a_second
@@ -58,7 +59,6 @@ def train_worker(loop: dict[str, Any]) -> None:
     def report(event: Event) -> None:
         ask_board(attempt, "add_event", json.dumps(event))
 
-    from distbranch.report.tensorboard import log_decision
     from distbranch.track import track_run
 
     if rank == 0:

@@ -8,7 +8,6 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from distbranch.errors import UserError
 from distbranch.models.backbone import Backbone, Cost, count_cost
@@ -69,6 +68,8 @@ def make_mixing(*shape: int) -> nn.Parameter:
 
 def measure_baseline(baseline: Baseline, backbone: Backbone) -> Cost:
     """What it costs beside units and heads; it is on the device `meta`."""
+    from torch.utils.flop_counter import FlopCounterMode  # loads triton where there is one
+
     specs = backbone.specs
     num_copies = baseline.num_tasks if baseline.has_columns else 1
 

@@ -41,25 +41,10 @@ def pack_data(folder: str, plugin: str) -> None:
 def train_without_file(config: Mapping[str, Any], plugin: str) -> dict[str, Any]:
     """A job: the driver, which loads the file; then it is gone, as on a node that never had it."""
     from distbranch.config import load_config
-    from distbranch.launch.on_ray import train as ray_train
 
     load_config(config)
     os.unlink(plugin)
-    ray_train.train_worker = work_without_pictures
-    here = Path(__file__).resolve()
-    os.environ["PYTHONPATH"] = os.pathsep.join(
-        map(str, (here.parents[3], here.parents[2], here.parent))
-    )  # of workers
     return train_tiny(config)
-
-
-def work_without_pictures(loop: dict[str, Any]) -> None:
-    """What a Ray worker runs here."""
-    from distbranch.launch.on_ray import worker
-    from distbranch.report import tensorboard
-
-    tensorboard.log_decision = lambda *_: None
-    worker.train_worker(loop)
 
 
 def run_commands(commands: list[list[str]], folder: str) -> list[tuple[int, str]]:
