@@ -68,6 +68,10 @@ class Problems:
         """Note a fact ("line 3: ...", "column 'a': ...") and, as one or two sentences, what to do about all of its kind."""
         self._facts[advice].append(fact)
 
+    def __bool__(self) -> bool:
+        """Whether there is any."""
+        return bool(self._facts)
+
     def raise_all(self) -> None:
         """Raises UserError with every problem, if there is any."""
         told = []
