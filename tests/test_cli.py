@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import typer
 from PIL import Image
+from rich.console import Console
 from tiny_world import TASKS, Ended, assert_one_sentence, contents, nothing_overwritten, run_command
 
 import distbranch
@@ -201,6 +202,22 @@ def test_dry_run_prints_sizes_and_starts_nothing(world: Path) -> None:
     assert numbers_of(ended.out, "ranks")[0] == 1
     assert numbers_of(ended.out, "parameters")[0] > 0
     assert sum(p.numel() for p in network.parameters()) >= numbers_of(ended.out, "parameters")[0]
+
+
+def test_several_problems_are_a_line_each_and_folded_at_words_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    command = "train quickstart optim.lr=fast train.steps=3 data.flip=maybe"
+    in_file = run(command).err.splitlines()
+    assert in_file[0] == "Error: The configuration has 3 problems:"
+    assert [line[:4] for line in in_file[1:]] == ["(1) ", "(2) ", "(3) "]
+    terminal = Console(file=io.StringIO(), force_terminal=True, no_color=True, width=60)
+    monkeypatch.setattr(cli, "errors", terminal)
+    run(command)
+    folded = terminal.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert max(map(len, folded)) <= 60
+    assert all(line.startswith(("Error: ", "(", "    ")) for line in folded)
+    assert " ".join(map(str.strip, folded)) == " ".join(in_file)
 
 
 def test_dry_run_of_a_sweep_lists_its_trials(world: Path) -> None:
