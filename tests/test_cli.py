@@ -26,7 +26,7 @@ from distbranch.config import Config, describe_keys
 from distbranch.config.reading import parse_override
 from distbranch.config.sweep import SweepConfig
 from distbranch.engine.predict import Prediction
-from distbranch.report.prediction_table import format_predictions
+from distbranch.report.prediction_table import describe_prediction, format_predictions
 from distbranch.tasks import Task
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -332,7 +332,9 @@ def test_predictions_as_csv_equal_those_as_json(world: Path) -> None:
     assert (world / "new/scores.txt").read_text() == (world / "scores.csv").read_text()
     (row,) = csv.DictReader(io.StringIO((world / "scores.csv").read_text()))
     (one,) = json.loads(run("predict runs/tiny photo.jpg --format json").out)
-    assert list(row) == ["image", "bright", "wide", "shade:dark", "shade:mid", "shade:light"]
+    classes = ["shade:dark", "shade:mid", "shade:light"]
+    assert list(row) == ["image", "bright", "wide", *classes, "shade"]
+    assert row["shade"] == one["answers"]["shade"]
     assert float(row["wide"]) == pytest.approx(one["scores"]["wide"], abs=1e-6)
     assert float(row["shade:mid"]) == pytest.approx(one["scores"]["shade"]["mid"], abs=1e-6)
 
@@ -342,10 +344,13 @@ def test_predictions_as_csv_equal_those_as_json(world: Path) -> None:
     [
         (("image", "b"), ["image", "image (2)", "b"]),
         (("image (2)", "image"), ["image", "image (2)", "image (3)"]),
-        (("shade:dark", "shade"), ["image", "shade:dark", "shade:dark (2)", "shade:light"]),
+        (
+            ("shade:dark", "shade"),
+            ["image", "shade:dark", "shade:dark (2)", "shade:light", "shade"],
+        ),
         (
             ("shade", "shade:dark", "scores"),
-            ["image", "shade:dark", "shade:light", "shade:dark (2)", "scores"],
+            ["image", "shade:dark", "shade:light", "shade", "shade:dark (2)", "scores"],
         ),
     ],
 )
@@ -362,15 +367,28 @@ def test_no_column_of_predictions_takes_the_place_of_another(
     predictions = [Prediction(Path("photo.jpg"), scores)]
     head, row = csv.reader(io.StringIO(format_predictions(tasks, predictions, as_json=False)))
     assert head == heads
-    flat = [
-        s
-        for score in scores.values()
-        for s in (score.values() if isinstance(score, dict) else [score])
-    ]
-    assert row == ["photo.jpg", *(f"{score:.6f}" for score in flat)]
-    assert json.loads(format_predictions(tasks, predictions, as_json=True)) == [
-        {"image": "photo.jpg", "scores": scores}
-    ]
+    cells = ["photo.jpg"]
+    for score in scores.values():
+        shares = score.values() if isinstance(score, dict) else [score]
+        cells += [f"{share:.6f}" for share in shares]
+        cells += ["light"] * isinstance(score, dict)
+    assert row == cells
+    (told,) = json.loads(format_predictions(tasks, predictions, as_json=True))
+    assert told["scores"] == scores
+    # Whether a probability is a yes, nobody has said yet.
+    assert told.get("answers") == ({"shade": "light"} if "light" in row else None)
+
+
+def test_answers_are_numbers_and_classes_and_with_a_threshold_yes_or_no() -> None:
+    tasks = [Task("open"), Task("age", "number"), Task("size", "ordinal", ("S", "M", "L"))]
+    scores = {"open": 1.0, "age": 41.5, "size": {"S": 0.4, "M": 0.3, "L": 0.3}}
+    one = Prediction(Path("a.jpg"), scores)
+    assert describe_prediction(tasks, one)["answers"] == {"age": 41.5, "size": "M"}
+    answers = describe_prediction(tasks, one, {"open": 0.7})["answers"]
+    assert answers == {"open": 1, "age": 41.5, "size": "M"}
+    text = format_predictions(tasks, [one], {"open": 0.7}, as_json=False)
+    (row,) = csv.DictReader(io.StringIO(text))
+    assert (row["open:answer"], row["size"], "age:answer" in row) == ("1", "M", False)
 
 
 def test_predictions_as_table_show_what_is_above_the_threshold(world: Path) -> None:
