@@ -476,6 +476,18 @@ def test_options_of_a_source_are_listed() -> None:
     assert "required" in ended.out
 
 
+def test_the_help_of_a_source_ends_with_its_options_and_that_of_no_source_names_the_way() -> None:
+    for words in ("csv --help", "--help csv", "--shard-samples 9 csv -h"):
+        told = run(f"data pack {words}").out
+        assert "--shard-samples" in told.partition("--image-column")[0]
+        assert "Column with the names of the image files." in told
+    told = run("data pack hf --help").out.partition("Options of hf")[2]
+    assert "--data" in told
+    assert "--table" not in told
+    assert "data pack csv --help" in run("data pack --help").out
+    assert "--labels" in run("data index --help").out.partition("--options")[2]
+
+
 def completions_of(words: str, folder: Path) -> list[str]:
     """What the shell offers for the last word, from the real program."""
     shell = {
