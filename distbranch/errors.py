@@ -3,9 +3,26 @@
 The command line prints it, without a traceback.
 """
 
+from collections.abc import Sequence
+
 
 class UserError(ValueError):
-    """Something outside the program is not as it should be (a file, a label, a machine); exit code 1."""
+    """Something outside the program is not as it should be (a file, a label, a machine); exit code 1.
+
+    With `problems`, sentences each, the text names what they are problems of. Several are numbered behind it, and the command
+    line gives each a line.
+    """
+
+    lines: Sequence[str] = ()
+
+    def __init__(self, *told: object, problems: Sequence[str] = ()) -> None:
+        if len(problems) == 1:
+            told = (f"{told[0]} has a problem: {problems[0]}",)
+        elif problems:
+            numbered = [f"({number}) {one}" for number, one in enumerate(problems, start=1)]
+            self.lines = [f"{told[0]} has {len(problems)} problems:", *numbered]
+            told = (" ".join(self.lines),)
+        super().__init__(*told)
 
 
 class SharedError(UserError):

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import typer
 from PIL import Image
+from rich.console import Console
 from tiny_world import TASKS, Ended, assert_one_sentence, contents, nothing_overwritten, run_command
 
 import distbranch
@@ -25,7 +26,7 @@ from distbranch.config import Config, describe_keys
 from distbranch.config.reading import parse_override
 from distbranch.config.sweep import SweepConfig
 from distbranch.engine.predict import Prediction
-from distbranch.report.prediction_table import format_predictions
+from distbranch.report.prediction_table import describe_prediction, format_predictions
 from distbranch.tasks import Task
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -203,6 +204,22 @@ def test_dry_run_prints_sizes_and_starts_nothing(world: Path) -> None:
     assert sum(p.numel() for p in network.parameters()) >= numbers_of(ended.out, "parameters")[0]
 
 
+def test_several_problems_are_a_line_each_and_folded_at_words_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    command = "train quickstart optim.lr=fast train.steps=3 data.flip=maybe"
+    in_file = run(command).err.splitlines()
+    assert in_file[0] == "Error: The configuration has 3 problems:"
+    assert [line[:4] for line in in_file[1:]] == ["(1) ", "(2) ", "(3) "]
+    terminal = Console(file=io.StringIO(), force_terminal=True, no_color=True, width=60)
+    monkeypatch.setattr(cli, "errors", terminal)
+    run(command)
+    folded = terminal.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert max(map(len, folded)) <= 60
+    assert all(line.startswith(("Error: ", "(", "    ")) for line in folded)
+    assert " ".join(map(str.strip, folded)) == " ".join(in_file)
+
+
 def test_dry_run_of_a_sweep_lists_its_trials(world: Path) -> None:
     (world / "s.yaml").write_text("base: tiny.yaml\nseeds: [0, 1, 2, 3, 4, 5, 6, 7, 8]\n")
     with nothing_overwritten(world, ()):
@@ -315,7 +332,9 @@ def test_predictions_as_csv_equal_those_as_json(world: Path) -> None:
     assert (world / "new/scores.txt").read_text() == (world / "scores.csv").read_text()
     (row,) = csv.DictReader(io.StringIO((world / "scores.csv").read_text()))
     (one,) = json.loads(run("predict runs/tiny photo.jpg --format json").out)
-    assert list(row) == ["image", "bright", "wide", "shade:dark", "shade:mid", "shade:light"]
+    classes = ["shade:dark", "shade:mid", "shade:light"]
+    assert list(row) == ["image", "bright", "wide", *classes, "shade"]
+    assert row["shade"] == one["answers"]["shade"]
     assert float(row["wide"]) == pytest.approx(one["scores"]["wide"], abs=1e-6)
     assert float(row["shade:mid"]) == pytest.approx(one["scores"]["shade"]["mid"], abs=1e-6)
 
@@ -325,10 +344,13 @@ def test_predictions_as_csv_equal_those_as_json(world: Path) -> None:
     [
         (("image", "b"), ["image", "image (2)", "b"]),
         (("image (2)", "image"), ["image", "image (2)", "image (3)"]),
-        (("shade:dark", "shade"), ["image", "shade:dark", "shade:dark (2)", "shade:light"]),
+        (
+            ("shade:dark", "shade"),
+            ["image", "shade:dark", "shade:dark (2)", "shade:light", "shade"],
+        ),
         (
             ("shade", "shade:dark", "scores"),
-            ["image", "shade:dark", "shade:light", "shade:dark (2)", "scores"],
+            ["image", "shade:dark", "shade:light", "shade", "shade:dark (2)", "scores"],
         ),
     ],
 )
@@ -345,15 +367,28 @@ def test_no_column_of_predictions_takes_the_place_of_another(
     predictions = [Prediction(Path("photo.jpg"), scores)]
     head, row = csv.reader(io.StringIO(format_predictions(tasks, predictions, as_json=False)))
     assert head == heads
-    flat = [
-        s
-        for score in scores.values()
-        for s in (score.values() if isinstance(score, dict) else [score])
-    ]
-    assert row == ["photo.jpg", *(f"{score:.6f}" for score in flat)]
-    assert json.loads(format_predictions(tasks, predictions, as_json=True)) == [
-        {"image": "photo.jpg", "scores": scores}
-    ]
+    cells = ["photo.jpg"]
+    for score in scores.values():
+        shares = score.values() if isinstance(score, dict) else [score]
+        cells += [f"{share:.6f}" for share in shares]
+        cells += ["light"] * isinstance(score, dict)
+    assert row == cells
+    (told,) = json.loads(format_predictions(tasks, predictions, as_json=True))
+    assert told["scores"] == scores
+    # Whether a probability is a yes, nobody has said yet.
+    assert told.get("answers") == ({"shade": "light"} if "light" in row else None)
+
+
+def test_answers_are_numbers_and_classes_and_with_a_threshold_yes_or_no() -> None:
+    tasks = [Task("open"), Task("age", "number"), Task("size", "ordinal", ("S", "M", "L"))]
+    scores = {"open": 1.0, "age": 41.5, "size": {"S": 0.4, "M": 0.3, "L": 0.3}}
+    one = Prediction(Path("a.jpg"), scores)
+    assert describe_prediction(tasks, one)["answers"] == {"age": 41.5, "size": "M"}
+    answers = describe_prediction(tasks, one, {"open": 0.7})["answers"]
+    assert answers == {"open": 1, "age": 41.5, "size": "M"}
+    text = format_predictions(tasks, [one], {"open": 0.7}, as_json=False)
+    (row,) = csv.DictReader(io.StringIO(text))
+    assert (row["open:answer"], row["size"], "age:answer" in row) == ("1", "M", False)
 
 
 def test_predictions_as_table_show_what_is_above_the_threshold(world: Path) -> None:
@@ -439,6 +474,18 @@ def test_options_of_a_source_are_listed() -> None:
     assert "One of: fail, skip." in ended.out
     assert "--image-column" in ended.out
     assert "required" in ended.out
+
+
+def test_the_help_of_a_source_ends_with_its_options_and_that_of_no_source_names_the_way() -> None:
+    for words in ("csv --help", "--help csv", "--shard-samples 9 csv -h"):
+        told = run(f"data pack {words}").out
+        assert "--shard-samples" in told.partition("--image-column")[0]
+        assert "Column with the names of the image files." in told
+    told = run("data pack hf --help").out.partition("Options of hf")[2]
+    assert "--data" in told
+    assert "--table" not in told
+    assert "data pack csv --help" in run("data pack --help").out
+    assert "--labels" in run("data index --help").out.partition("--options")[2]
 
 
 def completions_of(words: str, folder: Path) -> list[str]:

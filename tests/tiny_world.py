@@ -125,9 +125,15 @@ def assert_one_sentence(ended: Ended, code: int, words: tuple[str, ...]) -> None
     assert "Traceback" not in ended.err + ended.out
     lines = [line for line in ended.err.splitlines() if line.strip()]
     from_typer = any(line.startswith("Usage: ") for line in lines)
-    errors = [line for line in lines if line.startswith("Error: ")]
-    assert from_typer or (len(errors) == 1 and lines[-1] == errors[0]), ended.err
-    told = ended.err if from_typer else errors[0].removeprefix("Error: ")
+    # Several problems of one thing are a line each.
+    first = [at for at, line in enumerate(lines) if line.startswith("Error: ")]
+    assert from_typer or len(first) == 1, ended.err
+    told = ended.err
+    if not from_typer:
+        error, *problems = lines[first[0] :]
+        numbers = [line.partition(" ")[0] for line in problems]
+        assert numbers == [f"({number})" for number in range(1, len(problems) + 1)], ended.err
+        told = " ".join([error.removeprefix("Error: "), *problems])
     if not from_typer:
         faults = faults_of_message(told)
         assert not faults, f"{'; '.join(faults)}: {told}"

@@ -15,12 +15,14 @@ from distbranch.kinds.kind import Array
 from distbranch.kinds.number import Number
 from distbranch.tasks import Task
 
-FAR = 0.5  # as a margin: a binary answer is wrong from there on, a number by 0.7 deviations
+FAR = 0.5  # as a margin: what is yes or no is more wrong than right from there on, a number wrong by 0.7 deviations
 
 
-def find_wrong(task: Task, answers: TaskAnswers) -> Array:
-    """Whether each answer is another one than the label [n]; of a number whether it is far from it."""
+def find_wrong(task: Task, answers: TaskAnswers, threshold: float = FAR) -> Array:
+    """Whether each answer is another one than the label [n]: yes from the threshold on; of a number whether it is far from it."""
     kind = KINDS[task.kind]
+    if kind.is_share:
+        return np.asarray((answers.scores[:, 0] >= threshold) != (answers.labels >= 0.5))
     if isinstance(kind, Categorical):
         return np.asarray(kind.choose_classes(answers.scores) != answers.labels)
     return np.asarray(answers.margins >= FAR)

@@ -191,9 +191,10 @@ class _Answers:
             value = threshold["threshold"] if threshold else None
             self.findings[task.name] = measure_task(task, answers, self.measured_on, value)
             self.groups.add(task.name, answers)
-            wrong = find_wrong(task, answers)
+            wrong = find_wrong(task, answers, self._get_threshold(task))
             self._draw_errors(task, answers, wrong & self.measured_on[answers.rows])
-            suspects.append(self._list_suspects(task, answers, wrong))
+            # A label is suspected for what is probable, wherever the answer turns to yes.
+            suspects.append(self._list_suspects(task, answers, find_wrong(task, answers)))
         self._warn_of_thresholds(given)
         if self.split == "val" and self.thresholds and not given:
             logger.warning(
@@ -201,6 +202,11 @@ class _Answers:
             )
         self._write_suspects(pandas.concat(suspects, ignore_index=True))
         self._draw_groups()
+
+    def _get_threshold(self, task: Task) -> float:
+        """From where the answer is yes; without effect on other kinds."""
+        chosen = self.thresholds.get(task.name)
+        return chosen["threshold"] if chosen else 0.5
 
     def write(self) -> None:
         """The numbers, as answers.json and tasks.csv."""
@@ -271,9 +277,8 @@ class _Answers:
         lines = []
         for number in numbers:
             label = describe_label(task, answers.labels[number])
-            lines.append(
-                [f"label: {label}", f"answer: {describe_answer(task, answers.scores[number])}"]
-            )
+            answer = describe_answer(task, answers.scores[number], self._get_threshold(task))
+            lines.append([f"label: {label}", f"answer: {answer}"])
         title = f"{format_name(task.name)}: worst errors on {self.split}, {len(numbers)} of {wrong.sum():,}"
         self._draw(f"errors-{task.name}", title, answers.rows[numbers], lines)
 
@@ -302,9 +307,11 @@ class _Answers:
             if task.name not in group:
                 continue
             answers = self.table.read_task(task)  # once more, for rows that were not known before
-            wanted = find_wrong(task, answers) & np.isin(answers.rows, rows)
+            threshold = self._get_threshold(task)
+            wanted = find_wrong(task, answers, threshold) & np.isin(answers.rows, rows)
             for number in np.flatnonzero(wanted).tolist():
-                text = f"{format_name(task.name)}: {describe_answer(task, answers.scores[number])}"
+                answer = describe_answer(task, answers.scores[number], threshold)
+                text = f"{format_name(task.name)}: {answer}"
                 if not KINDS[task.kind].is_share:  # of which the label is the other one
                     text += f", labelled {describe_label(task, answers.labels[number])}"
                 missed[int(answers.rows[number])].append((float(answers.margins[number]), text))

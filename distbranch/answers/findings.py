@@ -67,14 +67,16 @@ def measure_task(
 
 def _measure_binary(truth: Array, scores: Array, threshold: float | None) -> Finding:
     share = float(truth.mean())
-    is_right = truth == (scores >= 0.5)
+    # A decision has one threshold, which stands beside all that is counted by it.
+    answered = scores >= (0.5 if threshold is None else threshold)
+    is_right = truth == answered
 
     def measure(weights: Array) -> dict[str, Array]:
         metrics = {"accuracy": _average(is_right, weights)}
         if 0 < share < 1:
             metrics["average_precision"] = average_precision(truth, scores, weights)
         if threshold is not None:
-            metrics |= measure_yes(truth, scores >= threshold, weights)
+            metrics |= measure_yes(truth, answered, weights)
         return metrics
 
     reliability, error = measure_reliability(truth, scores)

@@ -80,13 +80,12 @@ def describe_label(task: Task, label: float) -> str:
     return f"{write_digits(label, 4)} {task.unit}".rstrip()
 
 
-def describe_answer(task: Task, scores: Array) -> str:
-    """What is answered by scores [K], with the probability of just that."""
+def describe_answer(task: Task, scores: Array, threshold: float = 0.5) -> str:
+    """What is answered by scores [K], yes from the threshold on, with the probability of just that."""
     kind = KINDS[task.kind]
     if kind.is_share:
         share = float(scores[0])
-        text = "yes" if share >= 0.5 else "no"
-        return f"{text} ({max(share, 1 - share):.0%})"
+        return f"yes ({share:.0%})" if share >= threshold else f"no ({1 - share:.0%})"
     if isinstance(kind, Categorical):
         chosen = int(kind.choose_classes(np.asarray(scores)[None])[0])
         return f"{task.classes[chosen]} ({scores[chosen]:.0%})"

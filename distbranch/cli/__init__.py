@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from importlib.metadata import version
+from textwrap import fill
 from typing import Annotated, Any
 
 import typer
@@ -105,7 +106,7 @@ def _run_app() -> None:
         app()
     except UserError as error:
         if _is_first_rank() or not isinstance(error, SharedError):
-            _print_error(f"Error: {error}", "red")
+            _print_error("Error: " + ("\n".join(map(_fold, error.lines)) or str(error)), "red")
         sys.exit(2 if isinstance(error, UsageError) else 1)
     except PermissionError as error:
         # Wherever it comes from: any file that a command reads or writes may be somebody else's.
@@ -121,6 +122,20 @@ def _run_app() -> None:
 
 def _print_error(text: str, style: str) -> None:
     errors.print(hide_secrets(text), style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def _fold(line: str) -> str:
+    """One of several problems, indented below its number on a terminal; in a file it stays a line, as a search wants it."""
+    if not errors.is_terminal:
+        return line
+    # Neither a path nor an option is broken, for they are copied from here.
+    return fill(
+        line,
+        errors.width,
+        subsequent_indent=4 * " ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _exit_despite_threads(threads: str, code: int) -> None:

@@ -1,13 +1,14 @@
 """`distbranch data`: pack, label, check and look at data sets."""
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import typer
 from typer import Argument, Option
+from typer.core import TyperCommand
 
 from distbranch.cli.terminal import build_table, console, print_plain
 from distbranch.errors import UsageError, UserError
@@ -18,8 +19,40 @@ if TYPE_CHECKING:  # loads torch
 data_app = typer.Typer(no_args_is_help=True, help="Pack, label, check and look at data sets.")
 
 
+class WithOptionsOfSource(TyperCommand):
+    """A command whose help ends with the options of the source that is named, of which typer knows nothing."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Keeps the words: the help is shown before any of them is taken for the source."""
+        ctx.meta["words"] = tuple(args)
+        return super().parse_args(ctx, args)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Print the help."""
+        super().format_help(ctx, formatter)
+        options = _find_options(str(self.name), ctx.meta["words"])
+        if options is not None:
+            print_options(options)
+
+
+def _find_options(command: str, words: Sequence[str]) -> Any:
+    """The options that a command takes besides those of typer; None where its words name no source."""
+    named = [word for word in words if not word.startswith("-")]
+    if command == "index":
+        from distbranch.data.indexing.options import IndexOptions
+
+        return IndexOptions
+    if not named:
+        return None
+    from distbranch.data.sources import SOURCES
+
+    return next((SOURCES[word] for word in named if word in SOURCES), None)
+
+
 @data_app.command(
-    "pack", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
+    "pack",
+    cls=WithOptionsOfSource,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
 )
 def data_pack(
     context: typer.Context,
@@ -27,7 +60,7 @@ def data_pack(
         str,
         Argument(
             help="csv, folder, hf, celeba, deepfashion, rendered-faces; with labels per pixel rendered-rooms, nyuv2, adashare-nyuv2, "
-            "mtan-nyuv2, nyud-mt, cityscapes, mtan-cityscapes, taskonomy."
+            "mtan-nyuv2, nyud-mt, cityscapes, mtan-cityscapes, taskonomy. `data pack csv --help` adds what csv takes."
         ),
     ],
     out: Annotated[Path | None, Argument(help="The new folder of the packed data set.")] = None,
@@ -80,7 +113,9 @@ def data_pack(
 
 
 @data_app.command(
-    "index", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
+    "index",
+    cls=WithOptionsOfSource,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
 )
 def data_index(
     words: Annotated[
@@ -267,7 +302,8 @@ def print_options(options: Any) -> None:
                 "meaning": meaning,
             }
         )
-    console.print(build_table(rows))
+    name = options.model_fields["source"].default
+    console.print(build_table(rows, title=f"Options of {name}"))
 
 
 def _parse_options(arguments: list[str]) -> dict[str, str]:

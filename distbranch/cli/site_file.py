@@ -98,7 +98,8 @@ def read_site_file() -> SiteFile:
         except ValidationError as error:
             problems += _explain(name, error)
     if problems:
-        raise UsageError(f"The site file {file} is not valid: {'; '.join(problems)}.")
+        told = [f"{problem}." for problem in problems]
+        raise UsageError(f"The site file {file}", problems=told)
     return SiteFile(file, sections)
 
 

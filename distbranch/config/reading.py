@@ -93,7 +93,7 @@ def load_config(
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise UsageError(explain(error)) from None
+        raise explain(error) from None
 
 
 def read_run_values(file: Path) -> dict[str, Any]:
@@ -319,8 +319,8 @@ def _find_near_keys(key: str, known: Set[str]) -> list[str]:
     return near[:4]
 
 
-def explain(error: ValidationError, what: str = "The configuration") -> str:
-    """All that pydantic found, as one sentence."""
+def explain(error: ValidationError, what: str = "The configuration") -> UsageError:
+    """All that pydantic found, of a file or a configuration."""
     keys, sections = known_keys()
     sentences = []
     for problem in error.errors():
@@ -338,8 +338,7 @@ def explain(error: ValidationError, what: str = "The configuration") -> str:
         sentences.append(f"{key}: {said}".removeprefix(": ").replace("Value error, ", ""))
 
     # Both members of a union may complain in the same words.
-    told = "; ".join(dict.fromkeys(sentences))
-    return f"{what} is not valid: {told}."
+    return UsageError(what, problems=[f"{sentence}." for sentence in dict.fromkeys(sentences)])
 
 
 def flatten_config(config: Config) -> dict[str, Any]:

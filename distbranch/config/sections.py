@@ -104,8 +104,8 @@ class LaunchConfig(Section):
     resize_every_min: Positive = 1.0
     """With [least, most]: minutes between two looks for more nodes."""
     threads: Count | None = None
-    """Threads per rank; cores / ranks of the machine if empty. Another number rounds differently: give one if other machines
-    should repeat the results."""
+    """Threads per rank; cores / ranks of the machine if empty, whatever OMP_NUM_THREADS says, which torchrun and Ray set too.
+    Another number rounds differently: give one if other machines should repeat the results."""
     timeout_min: Positive = 10.0
     """Minutes that a rank waits for the others."""
     max_failures: int = Field(3, ge=-1)

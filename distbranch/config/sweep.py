@@ -334,7 +334,7 @@ def sweep_of(
     try:
         sweep = SweepConfig.model_validate(values)
     except ValidationError as error:
-        raise UsageError(_explain(error, what)) from None
+        raise _explain(error, what) from None
     _check_run_keys(sweep)
     for key in sweep.overrides:
         if key not in derived and (key in said or f"overrides.{key}" in said):
@@ -381,15 +381,17 @@ def _apply_override(values: Setting, key: str, value: Any) -> None:
     values[path[-1]] = value
 
 
-def _explain(error: ValidationError, what: str) -> str:
-    """What pydantic found, as one sentence; of an unknown key with the nearest of those that are known there."""
+def _explain(error: ValidationError, what: str) -> UsageError:
+    """What pydantic found; of an unknown key with the nearest of those that are known there."""
     of_runs, sections = known_keys()
     for problem in error.errors():
         if problem["type"] != "extra_forbidden":
             continue
         *place, key = map(str, problem["loc"])
         if not place and key in of_runs | sections:
-            return f"'{key}' is a key of a run; in a sweep write it under `overrides`, `grid` or `space`."
+            return UsageError(
+                f"'{key}' is a key of a run; in a sweep write it under `overrides`, `grid` or `space`."
+            )
         # What may stand at each place; a range of `space` is the only one whose place has a name of its own.
         known = {
             (): {*SweepConfig.model_fields, *of_runs},
@@ -397,11 +399,8 @@ def _explain(error: ValidationError, what: str) -> str:
         }
         there = known.get(tuple(place), {"low", "high", "log", "int", "choices"})  # of a range
         dotted = {".".join([*place, name]) for name in there}
-        return describe_unknown_key(
-            ".".join([*place, key]),
-            dotted,
-            f"A sweep has the keys {', '.join(SweepConfig.model_fields)}.",
-        )
+        see = f"A sweep has the keys {', '.join(SweepConfig.model_fields)}."
+        return UsageError(describe_unknown_key(".".join([*place, key]), dotted, see))
     return explain(error, what)
 
 

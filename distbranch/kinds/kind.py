@@ -165,8 +165,8 @@ class Kind:
     def decide_answer(
         self, task: Task, answer: Summary, threshold: float | None
     ) -> LabelValue | None:
-        """What follows from an answer of shares: a class, or 1 or 0 by the threshold; None where the answer says it itself."""
-        return None
+        """What is answered: a number, a class, or 1 or 0 by the threshold; None without one, and for answers that are pictures."""
+        return answer if isinstance(answer, float) else None
 
     def describe_answer(self, task: Task, answer: Summary, threshold: float) -> str:
         """An answer for people; empty if it is less probable than `threshold`."""

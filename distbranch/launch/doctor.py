@@ -70,7 +70,14 @@ def _check_versions() -> Iterator[Finding]:
 
 
 def _check_devices() -> Iterator[Finding]:
-    yield Finding("cores", f"{num_cores()}; launch.threads says how many of them a rank uses")
+    yield Finding("cores", str(num_cores()))
+    # torchrun and Ray set the variable where nobody did, so it is nobody's word.
+    given = os.environ.get("OMP_NUM_THREADS")
+    instead = "" if given is None else f", not OMP_NUM_THREADS={given}"
+    yield Finding(
+        "threads of a rank",
+        f"launch.threads; if empty, cores / ranks of the machine ({num_cores()} for one rank){instead}",
+    )
     known = (
         "in hardware"
         if has_bf16(torch.device("cpu"))

@@ -150,8 +150,7 @@ def cancel(directories: Sequence[Path], *, patience_s: float, say: Say) -> None:
     if len(problems) == 1:
         raise problems[0]
     if problems:
-        numbered = " ".join(f"({number}) {error}" for number, error in enumerate(problems, start=1))
-        raise UserError(f"{len(problems)} problems: {numbered}")
+        raise UserError("What was asked", problems=list(map(str, problems)))
 
 
 def cancel_sweep(directory: Path, *, patience_s: float, say: Say) -> None:

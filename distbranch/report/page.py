@@ -62,6 +62,7 @@ from distbranch.report.run_files import (
 )
 from distbranch.report.starts import list_repeat_commands, select_last_start, tabulate_starts
 
+LARGEST = 1.5  # of its size to which a wide page stretches a figure; its letters are larger than those of the text then
 SMALLEST = 0.6  # of its size to which a narrow page shrinks a figure; smaller letters are not read, so it is moved instead
 COMPARABLE = (
     "average_precision",
@@ -217,7 +218,8 @@ def draw_svg(figure: Figure, label: str) -> Markup:
         rest = rest.replace(colour, variable)
     width = re.findall(r'width="([\d.]+pt)"', rest)[0]
     return Markup(
-        f'{start}role="img" aria-label="{html.escape(label)}" style="max-width: {width}; min-width: calc({SMALLEST} * {width})" {rest}'
+        f'{start}role="img" aria-label="{html.escape(label)}" style="max-width: calc({LARGEST} * {width}); '
+        f'min-width: calc({SMALLEST} * {width})" {rest}'
     )
 
 

@@ -46,7 +46,7 @@ def tabulate_predictions(
 def describe_prediction(
     tasks: Sequence[Task], one: PredictionSummary, thresholds: Thresholds = None
 ) -> dict[str, Any]:
-    """One image as plain values, for JSON; with thresholds also what is answered, under "answers"."""
+    """One image as plain values, for JSON: its scores and, under "answers", what follows from them."""
     described: dict[str, Any] = {"image": str(one.image)}
     if one.pictures:
         described["pictures"] = one.pictures
@@ -66,7 +66,8 @@ def format_predictions(
 ) -> str:
     """JSON, or CSV with a column per task or `task:class`.
 
-    With thresholds also what is answered: under "answers", or in the column `task`, or `task:answer` where that is taken.
+    Also what is answered, yes or no only with thresholds: under "answers", or where the scores do not say it themselves in the
+    column `task`, or `task:answer` where that is taken.
     """
     if as_json:
         content = [describe_prediction(tasks, one, thresholds) for one in predictions]
@@ -83,13 +84,12 @@ def format_predictions(
 def _decide_answers(
     tasks: Sequence[Task], one: PredictionSummary, thresholds: Thresholds
 ) -> dict[str, LabelValue]:
-    """What is answered by task, once thresholds were chosen: 1 or 0, or a class."""
+    """What is answered by task: a number, a class, or 1 or 0 once thresholds were chosen."""
     decided: dict[str, LabelValue] = {}
-    if thresholds is None:
-        return decided
     for task in tasks:
         score = one.scores[task.name]
-        answer = KINDS[task.kind].decide_answer(task, score, thresholds.get(task.name))
+        threshold = (thresholds or {}).get(task.name)
+        answer = KINDS[task.kind].decide_answer(task, score, threshold)
         if answer is not None:
             decided[task.name] = answer
     return decided
@@ -107,7 +107,9 @@ def _make_row(
         # A name that is taken (a task may be called `image`) gets a number.
         for name, cell in cells.items():
             row[unused_name(name, row)] = cell
-        if task.name in decided:
+        answer = decided.get(task.name)
+        # A number is its own score.
+        if answer is not None and not isinstance(answer, float):
             name = f"{task.name}:answer" if task.name in row else task.name
-            row[unused_name(name, row)] = str(decided[task.name])
+            row[unused_name(name, row)] = str(answer)
     return row

@@ -11,7 +11,7 @@ import numpy as np
 import pandas
 import pytest
 from PIL import Image
-from sklearn.metrics import average_precision_score, f1_score
+from sklearn.metrics import accuracy_score, average_precision_score, f1_score
 from tiny_world import assert_one_sentence, run_command
 
 from distbranch.data.pack import pack
@@ -128,7 +128,9 @@ def test_answers_are_those_of_scikit_learn_on_the_predictions(folder: Path) -> N
     expected = average_precision_score(test["label:light"], test["light"])
     assert light["average_precision"] == pytest.approx(expected)
     written = json.loads(Path("runs/tiny/result.json").read_text())["metrics"]["test"]["tasks"]
-    for name in ("light", "Shade/of", "step"):
+    right = accuracy_score(test["label:light"], test["light"] >= own)
+    assert light["accuracy"] == pytest.approx(right)
+    for name in ("Shade/of", "step"):
         assert found["tasks"][name]["accuracy"] == pytest.approx(written[name]["accuracy"])
         low, high = found["tasks"][name]["intervals"]["accuracy"]
         assert low <= found["tasks"][name]["accuracy"] <= high

@@ -90,7 +90,9 @@ def test_only_labelled_rows_of_the_split_count_and_one_label_alone_gives_no_thre
     assert threshold["threshold"] == 0.7
     assert find_threshold(answers, ~is_val, None) is None
     found = measure_task(RARE, answers, ~is_val, 0.15)
-    assert (found["num_labelled"], found["base_rate"], found["accuracy"]) == (2, 1.0, 0.0)
+    # 0.2 and 0.1, of which the threshold makes yes and no.
+    assert (found["num_labelled"], found["base_rate"], found["accuracy"]) == (2, 1.0, 0.5)
+    assert find_wrong(RARE, answers, 0.15).tolist() == [False, True, False, False, True]
     assert (found["recall"], found["precision"]) == (0.5, 1.0)
     assert "average_precision" not in found
     assert measure_task(RARE, answers, is_val & False, 0.15)["num_labelled"] == 0

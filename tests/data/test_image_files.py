@@ -398,6 +398,21 @@ def test_two_names_cannot_mean_one_file(tmp_path: Path) -> None:
     assert names.find("a/1.jpg") == "1.jpg"
 
 
+def test_misspelt_columns_hide_neither_bad_cells_nor_missing_images(tmp_path: Path) -> None:
+    in_folder(tmp_path / "photos", [(f"p{n}.jpg", picture(n)) for n in range(6)])
+    rows = [f"p{n}.jpg;{n},5;{('red', 'blue')[n % 2]}" for n in range(6)]
+    rows += ["gone.jpg;cheap;red", "away.jpg;2,5;Red"]
+    (tmp_path / "table.csv").write_text("\n".join(["file;price;colour", *rows]))
+    given = {"source": "csv", "images": tmp_path / "photos", "table": tmp_path / "table.csv"}
+    with pytest.raises(UserError) as refused:
+        parse_options({**given, "image_column": "fiel", "number": "prise"}).open()
+    for part in (
+        *("5 problems", "'fiel'. Nearest: file", "'prise'. Nearest: price", "'cheap' (line 8)"),
+        *("'red' (line 2) and 'Red' (line 9)", "line 8: image 'gone.jpg'", "line 9: image 'away.jpg'"),
+    ):  # fmt: skip
+        assert part in str(refused.value)
+
+
 def test_missing_images_are_told_together_and_renamed_ones_in_one_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

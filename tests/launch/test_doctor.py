@@ -1,9 +1,13 @@
-"""What `distbranch doctor` finds out about Ray: its temporary files, and the cluster that the environment names."""
+"""What `distbranch doctor` finds out about threads, and about Ray: its temporary files, and the cluster of the environment."""
 
 from pathlib import Path
 
 import pytest
+import torch
 
+from distbranch.config import LaunchConfig
+from distbranch.engine.cores import num_cores
+from distbranch.engine.process_group import join_ranks
 from distbranch.launch import ray_folder
 from distbranch.launch.doctor import Finding, check_machine
 
@@ -16,6 +20,20 @@ def found(what: str, folder: Path) -> Finding:
 def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RAY_ADDRESS", "RAY_TMPDIR", "TMPDIR"):
         monkeypatch.delenv(name, raising=False)
+
+
+def test_the_threads_of_a_rank_are_those_that_the_doctor_tells_and_not_those_of_the_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    told = f"({num_cores()} for one rank), not OMP_NUM_THREADS=7"
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert told in found("threads of a rank", tmp_path).found
+    before = torch.get_num_threads()
+    with join_ranks(LaunchConfig(device="cpu")):
+        assert torch.get_num_threads() == num_cores()
+    torch.set_num_threads(before)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert "OMP" not in found("threads of a rank", tmp_path).found
 
 
 def test_a_tmpdir_that_is_too_long_for_sockets_is_named_with_the_folder_that_is_used(

@@ -206,10 +206,13 @@ def test_the_page_has_a_row_per_start_and_the_commands_that_bring_its_code_back(
     ]
 
 
-def test_a_narrow_page_shrinks_no_figure_until_its_letters_are_lost(grown_run: Path) -> None:
+def test_a_wide_page_stretches_figures_and_a_narrow_one_shrinks_none_until_its_letters_are_lost(
+    grown_run: Path,
+) -> None:
     svg = draw_svg(draw_tree(read_run(grown_run).layers), "The tree")
-    width = re.search(r"max-width: ([\d.]+)pt", svg)
+    width = re.search(r'width="([\d.]+)pt"', svg)
     assert width is not None
+    assert f"max-width: calc(1.5 * {width[1]}pt)" in svg
     assert f"min-width: calc(0.6 * {width[1]}pt)" in svg
     # a telephone's 500 pixels less its margins
     assert 0.6 * float(width[1]) / 0.75 < 470

@@ -137,8 +137,8 @@ def read_mapping(path: Path) -> dict[str, MappedTask]:
             problems.append(f"{name}.unit is of a number")
         tasks[tidy_text(name)] = task
     if problems:
-        fields = "from, kind, values, classes, unit"
-        raise UserError(f"The mapping {path} ({fields}): {'; '.join(problems)}.")
+        what = f"The mapping {path} (from, kind, values, classes, unit)"
+        raise UserError(what, problems=[f"{problem}." for problem in problems])
     return tasks
 
 

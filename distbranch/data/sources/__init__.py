@@ -68,7 +68,7 @@ def validate_options(options: type[Options], values: Mapping[str, Any]) -> Optio
         return options.model_validate(dict(values))
     except ValidationError as error:
         name = options.model_fields["source"].default
-        raise UsageError(f"Source {name}: {_explain_errors(error, options)}") from None
+        raise UsageError(f"Source {name}", problems=_explain_errors(error, options)) from None
 
 
 def pack_source(
@@ -148,11 +148,10 @@ def list_changed_options(values: Mapping[str, Any], info: DatasetInfo) -> list[s
     return changed
 
 
-def _explain_errors(error: ValidationError, options: type[SourceOptions]) -> str:
+def _explain_errors(error: ValidationError, options: type[SourceOptions]) -> list[str]:
     """All that is wrong with the options; what is misspelt comes first, for it explains what is missing."""
     errors = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
-    first, *others = dict.fromkeys(_explain_error(one, options) for one in errors)
-    return " ".join([first, *(other[0].upper() + other[1:] for other in others)])
+    return list(dict.fromkeys(_explain_error(one, options) for one in errors))
 
 
 def _explain_error(error: Mapping[str, Any], options: type[SourceOptions]) -> str:

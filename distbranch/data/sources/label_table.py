@@ -33,9 +33,11 @@ from distbranch.data.sources.source import (
 )
 from distbranch.data.sources.stratified_split import draw_stratified_splits
 from distbranch.data.sources.table_checks import (
+    check_files,
     check_images,
     check_options,
     check_twins,
+    correct_names,
     find_image_columns,
 )
 from distbranch.data.sources.tables import Problems, Table
@@ -68,7 +70,7 @@ def open_table(
     class_names: Mapping[str, Sequence[str]] | None = None,
 ) -> Source:
     """The source of a table's rows and the images that it names; see `learn_table`."""
-    learnt = learn_table(options, table, problems, class_names)
+    learnt = learn_table(options, table, problems, class_names, images)
     left_out: list[LeftOut] = []
     return Source(
         learnt.tasks,
@@ -84,10 +86,11 @@ def learn_table(
     table: Table,
     problems: Problems,
     class_names: Mapping[str, Sequence[str]] | None = None,
+    images: ImageFiles | None = None,
 ) -> LearntTable:
     """Learns tasks and labels from a table, of whose columns `class_names` gives the classes of some.
 
-    Raises UserError with all problems of the table in one message.
+    Raises UserError with all problems of the table in one message, and with the `images` that are not there.
     """
     like = None
     if options.like is not None:
@@ -99,6 +102,7 @@ def learn_table(
             "--unknown-as-missing says what is unknown to another data set",
             "Give that with --like.",
         )
+    options = correct_names(options, table, problems)
     options, known = _add_class_names(options, class_names or {}, like)
     names = _find_task_columns(options, table, problems)
     columns = _create_columns(options, table, names, known)
@@ -123,6 +127,9 @@ def learn_table(
     if like is not None:
         like.check_tasks(tasks, problems)
         notes |= like.describe()
+    # Of a table in order reading tells it, for which each file has to be looked for anyway.
+    if problems and images is not None and options.on_bad_image == "fail":
+        check_files(options, table, images, problems)
     problems.raise_all()
     if like is not None:
         tasks = like.sort_tasks(tasks)

@@ -26,6 +26,9 @@ from distbranch.tasks import Task
 
 logger = logging.getLogger("distbranch")
 
+LEAVE_OUT_IMAGES = (
+    "Repair it, or leave such images out with --on-bad-image skip (on_bad_image: skip)."
+)
 # What folders and files of splits are called.
 SPLIT_OF_NAME = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -191,8 +194,7 @@ def _refuse_image(
             shown = ", ".join(map(repr, others[:3]))
             also = f" {len(others):,} more are missing further down: {shown}."
     return UserError(
-        f"{row.where}: image '{row.image}' cannot be used: {error}.{also} "
-        "Repair it, or leave such images out with --on-bad-image skip (on_bad_image: skip)."
+        f"{row.where}: image '{row.image}' cannot be used: {error}.{also} {LEAVE_OUT_IMAGES}"
     )
 
 

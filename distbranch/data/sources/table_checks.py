@@ -2,15 +2,17 @@
 
 import difflib
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import chain
+from typing import Any
 
+from distbranch.data.image_files import ImageFiles, ImageNames, MissingImageError
 from distbranch.data.images import SUFFIXES
 from distbranch.data.pack import SPLITS
 from distbranch.data.sources.columns import ALL, KIND_OPTIONS
 from distbranch.data.sources.label_options import TableOptions
 from distbranch.data.sources.label_text import fold_text
-from distbranch.data.sources.source import as_typed, sample_key
+from distbranch.data.sources.source import LEAVE_OUT_IMAGES, as_typed, sample_key
 from distbranch.data.sources.tables import Problems, Table
 
 BUILT_IN_KINDS = {
@@ -27,25 +29,61 @@ OF_COLUMNS = (
 )
 
 
+def correct_names(options: TableOptions, table: Table, problems: Problems) -> TableOptions:
+    """The options with the nearest column in place of each that is not there, which is a problem.
+
+    So the columns that were meant are judged as what they were meant to be, and all that is wrong is told at once.
+    """
+    listed = [(option, name) for option in OF_COLUMNS for name in _list_names(options, option)]
+    named = {name for _, name in listed}
+    meant: dict[str, str] = {}
+    for option, name in listed:
+        if name in table.names:
+            continue
+        close = _find_close(name, table.names)
+        if option == "image_column":
+            close = find_image_columns(table) or close
+        # A table may have a thousand columns; a few show what they are like.
+        near = ", ".join(close or table.names[:8])
+        problems.add(
+            f"it has no column '{name}'. Nearest: {near}", f"Give another with {as_typed(option)}."
+        )
+        free = [one for one in close if one not in (*named, *meant.values())]
+        # Which of several columns with names of files has the images, nobody knows.
+        if free and (option != "image_column" or len(close) == 1):
+            meant.setdefault(name, free[0])
+    return options.model_copy(
+        update={option: _rename(getattr(options, option), meant) for option in OF_COLUMNS}
+    )
+
+
+def _list_names(options: TableOptions, option: str) -> list[str]:
+    """The columns that an option names."""
+    said = getattr(options, option) or ()
+    names = [said] if isinstance(said, str) else list(said)
+    return [name for name in names if name != ALL or option not in ("minus_one", "blank")]
+
+
+def _rename(said: Any, meant: Mapping[str, str]) -> Any:
+    """The value of an option that names columns, with other names for some."""
+    if said is None:
+        return None
+    if isinstance(said, str):
+        return meant.get(said, said)
+    if isinstance(said, Mapping):
+        return {meant.get(name, name): value for name, value in said.items()}
+    return tuple(meant.get(name, name) for name in said)
+
+
 def check_options(
     options: TableOptions, table: Table, wanted: Sequence[str], problems: Problems
 ) -> None:
-    """Columns that are listed should be there, be tasks, and be listed once."""
+    """Columns that are listed should be tasks, and be listed once."""
     for option in OF_COLUMNS:
-        listed = getattr(options, option) or ()
-        names = [listed] if isinstance(listed, str) else listed
-        for name in names:
-            if name == ALL and option in ("minus_one", "blank"):
-                continue
+        for name in _list_names(options, option):
             if name not in table.names:
-                near = ", ".join(_find_nearest(name, table.names))
-                if option == "image_column":
-                    near = ", ".join(find_image_columns(table)) or near
-                problems.add(
-                    f"it has no column '{name}'. Nearest: {near}",
-                    f"Give another with {as_typed(option)}.",
-                )
-            elif option in OF_TASKS and name not in wanted:
+                continue
+            if option in OF_TASKS and name not in wanted:
                 problems.add(
                     f"the column '{name}' is listed in {as_typed(option)}, but it is no task",
                     "Take it out of the list.",
@@ -94,12 +132,11 @@ def find_image_columns(table: Table) -> list[str]:
     return [name for name, cell in first.items() if cell.endswith(SUFFIXES)]
 
 
-def _find_nearest(name: str, names: Sequence[str]) -> Sequence[str]:
+def _find_close(name: str, names: Sequence[str]) -> list[str]:
     """Compared as people read, so that a wrong case or a blank too many is the nearest."""
     alike = {fold_text(one): one for one in names}
     close = difflib.get_close_matches(fold_text(name), alike, n=3, cutoff=0.5)
-    # A table may have a thousand columns; a few show what they are like.
-    return [alike[one] for one in close] or names[:8]
+    return [alike[one] for one in close]
 
 
 def check_twins(used: Collection[str | None], table: Table, problems: Problems) -> None:
@@ -150,3 +187,17 @@ def check_images(
                 "Rename one of them.",
             )
         seen.setdefault(key, (image, line))
+
+
+def check_files(
+    options: TableOptions, table: Table, images: ImageFiles, problems: Problems
+) -> None:
+    """Every image that a row names should be there."""
+    names = ImageNames(images)
+    for line, image in zip(table.lines, table.columns.get(options.image_column, ()), strict=False):
+        if not image:
+            continue
+        try:
+            names.find(image)
+        except MissingImageError as error:
+            problems.add(f"line {line}: image '{image}': {error}", LEAVE_OUT_IMAGES)

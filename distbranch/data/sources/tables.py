@@ -68,19 +68,20 @@ class Problems:
         """Note a fact ("line 3: ...", "column 'a': ...") and, as one or two sentences, what to do about all of its kind."""
         self._facts[advice].append(fact)
 
+    def __bool__(self) -> bool:
+        """Whether there is any."""
+        return bool(self._facts)
+
     def raise_all(self) -> None:
         """Raises UserError with every problem, if there is any."""
         told = []
-        for number, (advice, facts) in enumerate(self._facts.items(), start=1):
+        for advice, facts in self._facts.items():
             listed = "; ".join(facts[:NUM_TOLD])
             if len(facts) > NUM_TOLD:
                 listed += f"; and {len(facts) - NUM_TOLD} more"
-            told.append(f"({number}) {listed}. {advice}")
-        if len(told) == 1:
-            raise UserError(f"{self._table}: {told[0].removeprefix('(1) ')}")
+            told.append(f"{listed}. {advice}")
         if told:
-            num_problems = sum(map(len, self._facts.values()))
-            raise UserError(f"{self._table} has {num_problems} problems: {' '.join(told)}")
+            raise UserError(self._table, problems=told)
 
 
 def read_table(options: "CsvOptions", problems: Problems) -> Table:
