@@ -97,6 +97,8 @@ def draw_spots(
     table = pandas.DataFrame(rows, columns=["name", *numbers])
     table[numbers] = table[numbers].astype(float) * [1, 1, scale, scale]
     table = table.dropna(subset=["x", "y"]).sort_values("x")
+    if table.empty:  # a legend names what can be seen
+        return table
     look: dict[str, Any] = {
         "fmt": "o",
         "markersize": 5,

@@ -119,7 +119,7 @@ def _render_sweep(
         headings=HEADINGS,
         marks={"front": FRONT, "tied": TIED},
         has_interval=bool(sweep.rows[INTERVAL[0]].notna().any()),
-        metric=list_metrics()[sweep.metric].title,
+        metric=list_metrics()[sweep.metric].in_words,
         points=cells,
         best=cells.loc[_choose_best(sweep, points)],
         num_best=NUM_BEST,
