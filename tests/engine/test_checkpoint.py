@@ -158,7 +158,18 @@ def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before(
 
 
 def test_nothing_in_a_run_directory_is_a_pickle(undisturbed: Callable[[int], Path]) -> None:
-    known = {".yaml", ".json", ".jsonl", ".safetensors", ".npz", ".lock", ".txt", ".prom", ""}
+    known = {
+        ".yaml",
+        ".json",
+        ".jsonl",
+        ".safetensors",
+        ".npz",
+        ".lock",
+        ".txt",
+        ".prom",
+        ".diff",
+        "",
+    }
     files = [
         file
         for file in undisturbed(2).rglob("*")
