@@ -48,8 +48,8 @@ def test_losses_that_nobody_knows_are_refused_with_those_that_there_are() -> Non
 
 
 def test_the_bench_of_trackers_takes_turns_and_leaves_nothing(tmp_path: Path) -> None:
-    small = "--width 4 --image-size 32x32 --batch-size 4 --log-every 2 --blocks 1".split()
-    ended = run_benchmark("bench_track.py", *small, "--folder", str(tmp_path))
+    small = ["--width", "4", "--image-size", "32x32", "--batch-size", "4", "--log-every", "2"]
+    ended = run_benchmark("bench_track.py", *small, "--blocks", "1", "--folder", str(tmp_path))
     assert ended.code == 0, ended.err
     assert "a step that is watched" in ended.out
     assert list(tmp_path.iterdir()) == []

@@ -251,7 +251,7 @@ def test_the_means_of_a_joint_run_have_a_row_for_every_data_set_with_top_3_and_t
     found = {tuple(row[:2]): row for row in rows}
     assert found["test,", "faces"][2:3] == ["25.0"]
     assert found["test,", "&lt;b&gt;"][-2:] == ["75.0", "100.0"]
-    assert "top-3 %" in page
+    assert "Top-3 %" in page
     assert "top-10" not in page, "no split has it"
 
 
