@@ -4,6 +4,7 @@ import io
 import math
 import os
 import shlex
+import signal
 import sys
 import time
 import warnings
@@ -25,10 +26,16 @@ from distbranch.launch.on_slurm.task import Task
 from distbranch.launch.processes import restored_environment
 
 MAX_TIMEOUTS = 1000  # a long run is requeued at every time limit
+# A step that Slurm warns before its program has begun dies of it. Nothing is lost by then, so the job waits again, as one that was
+# warned later does; unless every start is warned at once, as by a time limit below the seconds that a run wants for its end.
+REQUEUE_WARNED = (
+    f'srun() {{ command srun "$@" || {{ code=$?; [ $code != {128 + signal.SIGUSR2} ] || [ "${{SLURM_RESTART_COUNT:-0}}" -ge '
+    f'{MAX_TIMEOUTS} ] || scontrol requeue "$SLURM_JOB_ID"; return $code; }}; }}'
+)
 # A task may use every core of its job on the node, also where they are not counted by --cpus-per-node (--exclusive, mincpus): a
 # site may bind each task to one core. Its ranks share them out by threads.
 ALL_CORES = "--cpu-bind=none"
-# Without site-packages it starts in milliseconds, in which no signal should come.
+# Without site-packages it starts in milliseconds, of which REQUEUE_WARNED makes no failure.
 PYTHON = shlex.join([sys.executable, "-I", "-S", hold_signals.__file__])
 
 
@@ -148,6 +155,7 @@ def _make_setup(resources: Resources, shared_folder: Path) -> list[str]:
         "unset SLURM_EXPORT_ENV",
         # One task per node, also after `scontrol update` gave a waiting job another number of nodes: Slurm keeps the first number.
         "export SLURM_NTASKS=$SLURM_JOB_NUM_NODES SLURM_NPROCS=$SLURM_JOB_NUM_NODES",
+        REQUEUE_WARNED,
         f'marker={folder}/.seen-$SLURM_JOB_ID; touch "$marker"',
         f'srun --ntasks-per-node=1 --kill-on-bad-exit=0 sh -c {shlex.quote(look)} "$marker" {folder} || {{ rm -f "$marker"; exit 1; }}',
         'rm -f "$marker"',

@@ -59,6 +59,21 @@ def test_a_rank_trains_on_all_cores_of_its_job_whatever_asks_for_them_and_from_w
     assert {name: cores(name) for name in jobs} == expected
 
 
+def test_a_step_that_is_warned_before_its_program_has_begun_waits_again(
+    person: Person, slurm: SlurmWorld
+) -> None:
+    # The first `sh` of the job is ended by the signal before it can hold it back.
+    programs = person.folder / "programs"
+    programs.mkdir()
+    shell = programs / "sh"
+    warned = f"if mkdir {programs}/warned; then kill -USR2 $$; fi"
+    shell.write_text(f'#!/bin/bash\n{warned}\nexec /bin/sh "$@"\n')
+    shell.chmod(0o755)
+    job = person.submits("tiny.yaml", "--setup", f"PATH={programs}:$PATH")
+    assert person.waits_for_end(job) == "COMPLETED", person.log("tiny")
+    assert slurm.job(job)["Restarts"] == "1"
+
+
 def test_gpus_count_in_whatever_way_they_are_asked_for_and_none_stays_idle(
     person: Person, slurm: SlurmWorld
 ) -> None:
