@@ -146,7 +146,7 @@ def test_the_sum_of_two_statistics_is_that_of_both_samples() -> None:
         first + AffinityStats(6)
 
 
-def test_statistics_that_were_saved_go_on_bit_for_bit() -> None:
+def test_statistics_that_were_saved_continue_bit_for_bit() -> None:
     steps = [*batches(6, gaps=False, num_steps=5), *batches(6, gaps=True)]
     straight, first, second = AffinityStats(6), AffinityStats(6), AffinityStats(6)
     for margins, observed in steps:

@@ -189,7 +189,7 @@ def test_a_remote_data_set_is_refused() -> None:
         check_dataset("http://example.org/set")
 
 
-def test_the_list_of_problems_ends_but_the_count_goes_on(tmp_path: Path) -> None:
+def test_the_list_of_problems_ends_but_the_count_continues(tmp_path: Path) -> None:
     tasks = [Task("even")]
     pack(
         (Sample(str(n), "train", picture(0, 2, 2), {"even": 1}) for n in range(1200)),

@@ -68,7 +68,7 @@ def test_training_on_a_full_disk_ends_in_one_sentence(world: Path, part: float) 
         assert not halves
 
 
-def test_training_goes_on_when_there_is_room_again(world: Path) -> None:
+def test_training_continues_when_there_is_room_again(world: Path) -> None:
     kibibytes = int(0.7 * measure_tiny_run(world / "small"))
     with small_disk(world / "small", kibibytes):
         assert_one_sentence(

@@ -42,7 +42,7 @@ def _pack_more(folder: Path) -> None:
     pack(iter(samples), folder, (Task("late"),), shard_samples=8)
 
 
-def test_a_run_goes_on_and_a_task_is_added_and_another_one_removed(world: Path) -> None:
+def test_a_run_resumes_and_a_task_is_added_and_another_one_removed(world: Path) -> None:
     _run("train", "tiny.yaml", "train.iterations=6")
     result = json.loads((world / RUN / "result.json").read_text())
     assert result["iterations"] == 6

@@ -132,7 +132,7 @@ def test_a_command_whose_reader_has_gone_ends_without_a_word(world: Path, comman
     assert code == 0
 
 
-def test_training_goes_on_when_nobody_reads_what_it_says(world: Path) -> None:
+def test_training_continues_when_nobody_reads_what_it_says(world: Path) -> None:
     assert piped("train tiny.yaml run.name=unheard") == (0, "")
     assert Path("runs/unheard/result.json").exists()
     assert piped("data pack csv packed --images images --table table.csv") == (0, "")

@@ -136,7 +136,7 @@ def test_a_permuted_tree_has_the_shape_of_the_given_one_and_other_tasks(
             ]
 
 
-def test_a_run_with_a_given_tree_goes_on_without_the_run_it_is_from(
+def test_a_run_with_a_given_tree_resumes_without_the_run_it_is_from(
     grown_run: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
     changes = SHORT | {
@@ -284,7 +284,7 @@ def test_a_low_rank_run_begins_with_the_logits_of_its_wide_run_where_the_rank_su
     )
 
 
-def test_a_low_rank_run_goes_on_after_an_interruption_to_the_same_bits(
+def test_a_low_rank_run_resumes_after_an_interruption_to_the_same_bits(
     low_rank_run: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
     copy = tmp_path / "tiny"

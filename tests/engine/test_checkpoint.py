@@ -136,7 +136,7 @@ def test_where_there_is_no_more_room_the_earlier_checkpoints_stay_intact(folder:
     assert sorted(path.name for path in folder.iterdir()) == ["step-00000001", "step-00000002"]
 
 
-def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before(
+def test_a_run_whose_newest_checkpoint_is_damaged_resumes_from_the_one_before(
     tiny_data: Path, ranks: RankServer, undisturbed: Callable[[int], Path], tmp_path: Path
 ) -> None:
     shutil.copytree(undisturbed(1), tmp_path / "tiny")

@@ -147,7 +147,7 @@ def train_and_die_at_a_fork(config: Mapping[str, Any], moment: str) -> None:
     train_tiny(config)
 
 
-def test_a_leader_killed_at_every_moment_of_a_fork_goes_on_to_the_same_bits(
+def test_a_leader_killed_at_every_moment_of_a_fork_resumes_to_the_same_bits(
     tiny_data: Path, ranks: RankServer, tmp_path: Path
 ) -> None:
     alone = [member_of(tiny_data, tmp_path / "alone", alpha) for alpha in ALPHAS[:2]]

@@ -82,7 +82,7 @@ def test_ranks_begin_with_the_same_filters_as_one_process(
         torch.testing.assert_close(runs[1][name], value)
 
 
-def test_a_run_goes_on_without_the_network_it_began_from(
+def test_a_run_resumes_without_the_network_it_began_from(
     wide_run: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
     link = tmp_path / "wide"

@@ -57,7 +57,7 @@ def joint_run(tiny_data: Path, other_data: Path, tmp_path_factory: pytest.TempPa
     return folder / "tiny"
 
 
-def test_a_joint_run_goes_on_from_a_checkpoint_to_the_same_bits(joint_run: Path) -> None:
+def test_a_joint_run_resumes_from_a_checkpoint_to_the_same_bits(joint_run: Path) -> None:
     expected = content_of(joint_run)
     assert expected["decisions"]
     config = yaml.safe_load((joint_run / "config.yaml").read_text())

@@ -19,7 +19,7 @@ SHORT = {"train.evaluate_every": 0, "method.round_iterations": 4}
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_a_finished_run_that_goes_on_is_the_run_of_all_its_steps(
+def test_a_finished_run_that_resumes_is_the_run_of_all_its_steps(
     schedule: dict[str, Any], tiny_data: Path, tmp_path: Path
 ) -> None:
     values = SHORT | schedule
@@ -36,7 +36,7 @@ def test_a_finished_run_that_goes_on_is_the_run_of_all_its_steps(
     assert resumed["iteration"] == 8
 
 
-def test_two_ranks_go_on_as_one_run(tiny_data: Path, ranks: RankServer, tmp_path: Path) -> None:
+def test_two_ranks_continue_as_one_run(tiny_data: Path, ranks: RankServer, tmp_path: Path) -> None:
     values = SHORT | SCHEDULES[0] | {"launch.workers": 2}
     whole = config_of(tiny_data, tmp_path / "whole", **values, **{"train.iterations": 10})
     short, longer = (
@@ -92,7 +92,7 @@ def test_a_stopped_run_ends_where_it_stands_or_later_but_not_before(
     check_has_ended(tmp_path / "tiny", "is exported")
 
 
-def test_a_run_without_checkpoints_keeps_its_network_and_one_that_goes_on_has_no_old_answers(
+def test_a_run_without_checkpoints_keeps_its_network_and_one_that_resumes_has_no_old_answers(
     tiny_data: Path, tmp_path: Path
 ) -> None:
     values = SHORT | {"method": {"name": "fixed"}}

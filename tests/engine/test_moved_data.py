@@ -27,7 +27,7 @@ def interrupt() -> None:
 
 
 @pytest.mark.parametrize("recorded", ["in the environment", "in a checkpoint alone"])
-def test_a_run_goes_on_with_its_data_in_another_folder_and_records_it(
+def test_a_run_resumes_with_its_data_in_another_folder_and_records_it(
     world: Path, recorded: str
 ) -> None:
     before = WEIGHTS.read_bytes()
@@ -72,7 +72,7 @@ def test_other_data_are_refused_with_both_places(world: Path, finished: bool) ->
     assert contents(world / "runs") == before
 
 
-def test_a_joint_run_goes_on_with_its_data_in_other_folders_and_in_no_other_order(
+def test_a_joint_run_resumes_with_its_data_in_other_folders_and_in_no_other_order(
     world: Path,
 ) -> None:
     for name, table in (("first", "1,0"), ("second", "0,1")):
@@ -112,7 +112,7 @@ def test_a_run_that_began_from_another_one_says_that_it_needs_it_no_longer(world
     assert run_command([*given, "method.groups=runs/tiny"]).code == 0
 
 
-def test_a_sweep_goes_on_with_its_data_in_another_folder(world: Path) -> None:
+def test_a_sweep_resumes_with_its_data_in_another_folder(world: Path) -> None:
     values = {"base": "tiny.yaml", "name": "sweep", "directory": "sweeps", "seeds": [0, 1]}
     sweep = sweep_of(values, folder=world, what="The sweep")
     directory = SweepDirectory(sweep.path, sweep.trial_path)

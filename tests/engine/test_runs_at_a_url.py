@@ -54,7 +54,7 @@ def train_at_url(
     return train_tiny(config)
 
 
-def test_a_run_goes_on_from_what_was_sent_to_the_same_bits_whatever_befell_it_on_machines_that_are_gone(
+def test_a_run_resumes_from_what_was_sent_to_the_same_bits_whatever_befell_it_on_machines_that_are_gone(
     tiny_data: Path,
     store: S3Server,
     ranks: RankServer,
@@ -300,7 +300,7 @@ def _files(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): path.read_text() for path in files}
 
 
-def test_a_run_with_a_scout_goes_on_from_what_was_sent_of_either_to_the_same_bits(
+def test_a_run_with_a_scout_resumes_from_what_was_sent_of_either_to_the_same_bits(
     tiny_data: Path,
     store: S3Server,
     ranks: RankServer,

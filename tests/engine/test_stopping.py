@@ -50,7 +50,7 @@ def _written(config: dict[str, object], folder: Path) -> str:
         (2, "SIGUSR2", ITERATIONS - 1, 0),
     ],
 )
-def test_after_a_signal_the_same_command_goes_on_to_the_same_bits(
+def test_after_a_signal_the_same_command_resumes_to_the_same_bits(
     world_size: int,
     name: str,
     asked_in: int,

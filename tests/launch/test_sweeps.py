@@ -133,7 +133,7 @@ def test_trials_after_an_interruption_are_judged_by_those_before_it_and_nothing_
 
 
 @pytest.mark.cluster
-def test_a_sweep_whose_driver_is_killed_goes_on_and_repeats_no_finished_trial(
+def test_a_sweep_whose_driver_is_killed_resumes_and_repeats_no_finished_trial(
     tiny_data: Path, ranks: RankServer, tmp_path: Path
 ) -> None:
     file = write_sweep(

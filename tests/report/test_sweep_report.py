@@ -117,7 +117,7 @@ def test_points_are_means_over_finished_seeds(sweep: Path) -> None:
     assert not points["seconds"].isna().any()
 
 
-def test_a_sweep_that_goes_on_with_another_key_shows_what_it_had_before(sweep: Path) -> None:
+def test_a_sweep_that_resumes_with_another_key_shows_what_it_had_before(sweep: Path) -> None:
     config = yaml.safe_load((sweep / "sweep.yaml").read_text())
     config["grid"] = {"model.width": [8, 16, 32], "method.decay": [0.9, 0.99]}
     (sweep / "sweep.yaml").write_text(yaml.safe_dump(config, sort_keys=False))

@@ -81,7 +81,7 @@ def test_a_host_that_does_not_see_the_run_directory_is_named_before_anything_sta
     assert not (cluster.shared / "tiny" / "ray").exists()
 
 
-def test_a_run_whose_host_dies_goes_on_on_another_one_with_the_same_bits(
+def test_a_run_whose_host_dies_resumes_on_another_one_with_the_same_bits(
     cluster: RayHosts,
     ranks: RankServer,
     undisturbed: Callable[[int], Path],

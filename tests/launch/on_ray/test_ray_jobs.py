@@ -116,7 +116,7 @@ def text_of(ended: Ended) -> str:
     return " ".join(ended.output.split())
 
 
-def test_ray_job_submit_trains_until_it_is_cancelled_and_submit_ray_goes_on_to_the_same_bits(
+def test_ray_job_submit_trains_until_it_is_cancelled_and_submit_ray_resumes_to_the_same_bits(
     call: Callable[..., Ended],
     head: Head,
     tiny_data: Path,
