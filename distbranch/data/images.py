@@ -142,18 +142,30 @@ def measure_image(data: bytes) -> tuple[int, int]:
     if data.startswith(JPEG_START):
         with suppress(BrokenImageError):
             return read_image_size(data)
+    with _open_header(data) as image:
+        orientation = int(image.getexif().get(ORIENTATION, 1))
+        size = (image.height, image.width)
+        is_deep = image.mode in (*DEEP_GREY, "I", "F") or ";16" in str(image.tile)
+    if is_deep:
+        raise BrokenImageError("it has more than 8 bits per channel, which only packing can scale")
+    return swap_if_sideways(size, orientation)
+
+
+def check_header(data: bytes) -> None:
+    """Raises BrokenImageError if no image begins so; one that is damaged behind its beginning is not found."""
+    with _open_header(data):
+        pass
+
+
+@contextmanager
+def _open_header(data: bytes) -> Iterator[ImageFile.ImageFile]:
     try:
         with _open_silently(data) as image:
-            orientation = int(image.getexif().get(ORIENTATION, 1))
-            size = (image.height, image.width)
-            is_deep = image.mode in (*DEEP_GREY, "I", "F") or ";16" in str(image.tile)
+            yield image
     except UnidentifiedImageError:
         raise BrokenImageError("it is not an image") from None
     except BROKEN as error:
         raise BrokenImageError(f"it is a damaged image ({error})") from None
-    if is_deep:
-        raise BrokenImageError("it has more than 8 bits per channel, which only packing can scale")
-    return swap_if_sideways(size, orientation)
 
 
 def count_frames(data: bytes) -> int:

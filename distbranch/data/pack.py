@@ -199,7 +199,7 @@ def _find_finished(
     is_same = without_unused(info.source) == without_unused(source)
     if not is_same or info.tasks != with_known_means(tasks, info.tasks):
         raise UserError(
-            f"{refusal}: it holds a data set packed from another source. Give a new folder or remove it."
+            f"{refusal}: it holds a data set packed from another source or with other options. Give a new folder or remove it."
         )
 
     # It is whole, as far as sizes say: to compare the sums would take as long as to pack again.

@@ -398,10 +398,13 @@ def test_two_names_cannot_mean_one_file(tmp_path: Path) -> None:
     assert names.find("a/1.jpg") == "1.jpg"
 
 
-def test_misspelt_columns_hide_neither_bad_cells_nor_missing_images(tmp_path: Path) -> None:
+def test_misspelt_columns_hide_neither_bad_cells_nor_images_that_are_missing_or_none(
+    tmp_path: Path,
+) -> None:
     in_folder(tmp_path / "photos", [(f"p{n}.jpg", picture(n)) for n in range(6)])
     rows = [f"p{n}.jpg;{n},5;{('red', 'blue')[n % 2]}" for n in range(6)]
-    rows += ["gone.jpg;cheap;red", "away.jpg;2,5;Red"]
+    rows += ["gone.jpg;cheap;red", "away.jpg;2,5;Red", "words.webp;1,5;red"]
+    (tmp_path / "photos" / "words.webp").write_text("a letter")
     (tmp_path / "table.csv").write_text("\n".join(["file;price;colour", *rows]))
     given = {"source": "csv", "images": tmp_path / "photos", "table": tmp_path / "table.csv"}
     with pytest.raises(UserError) as refused:
@@ -409,30 +412,34 @@ def test_misspelt_columns_hide_neither_bad_cells_nor_missing_images(tmp_path: Pa
     for part in (
         *("5 problems", "'fiel'. Nearest: file", "'prise'. Nearest: price", "'cheap' (line 8)"),
         *("'red' (line 2) and 'Red' (line 9)", "line 8: image 'gone.jpg'", "line 9: image 'away.jpg'"),
+        "line 10: image 'words.webp': it is not an image",
     ):  # fmt: skip
         assert part in str(refused.value)
 
 
-def test_missing_images_are_told_together_and_renamed_ones_in_one_warning(
+def test_images_that_are_missing_or_none_are_told_together_and_renamed_ones_in_one_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     in_folder(tmp_path / "photos", [(f"p{n}.JPG", picture(n)) for n in range(6)])
     given = {"source": "csv", "images": tmp_path / "photos", "table": tmp_path / "table.csv"}
     rows = [f"p{n}.jpg,{n % 2},train" for n in range(6)]
     gone = [f"gone-{n}.jpg,1,train" for n in range(7)]
-    (tmp_path / "table.csv").write_text("\n".join(["image,a,split", *rows, *gone]))
+    (tmp_path / "photos" / "words.webp").write_text("a letter")
+    lines = ["image,a,split", *rows, *gone, "words.webp,1,train"]
+    (tmp_path / "table.csv").write_text("\n".join(lines))
     with pytest.raises(
         UserError,
-        match=r"line 8: image 'gone-0.jpg' .* 6 more are missing further down: 'gone-1.jpg', 'gone-2",
+        match=r"line 8: image 'gone-0.jpg' .* 7 more cannot be used further down: 'gone-1.jpg', 'gone-2",
     ):
         list(parse_options(given).open().samples)
     info = pack_source(parse_options({**given, "on_bad_image": "skip"}).open(), tmp_path / "set")
-    assert info.skipped == {"missing-image": 7}
+    assert info.skipped == {"missing-image": 7, "broken-image": 1}
     assert "6 image(s) have another name than in the table" in caplog.text
     assert "for 'p0.jpg' the file 'p0.JPG', for instance." in caplog.text
     listed = (tmp_path / "set" / LEFT_OUT_FILE).read_text().splitlines()
     assert listed[0] == "image,kind,where,why"
     assert [line.split(",")[:2] for line in listed[1:]] == [
-        [f"gone-{n}.jpg", "missing-image"] for n in range(7)
+        *([f"gone-{n}.jpg", "missing-image"] for n in range(7)),
+        ["words.webp", "broken-image"],
     ]
     assert "left-out.csv names them" in caplog.text

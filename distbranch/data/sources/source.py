@@ -15,6 +15,7 @@ from distbranch.data.image_files import ImageFiles, ImageNames, MissingImageErro
 from distbranch.data.images import (
     BrokenImageError,
     UnknownRangeError,
+    check_header,
     convert_to_jpeg,
     count_frames,
     read_image_size,
@@ -157,7 +158,7 @@ def read_rows(
             raise UserError(f"{row.where}: image '{row.image}' cannot be used: {error}.") from None
         except BrokenImageError as error:
             if options.on_bad_image == "fail":
-                raise _refuse_image(row, error, waiting, names) from None
+                raise _refuse_image(row, error, waiting, images, names) from None
             kind = "missing-image" if isinstance(error, MissingImageError) else "broken-image"
             left_out.append(LeftOut(row.image, kind, row.where, str(error)))
             continue
@@ -183,27 +184,27 @@ def explain_unreadable(what: str) -> Iterator[None]:
 
 
 def _refuse_image(
-    row: Row, error: BrokenImageError, rows: Iterable[Row], names: ImageNames
+    row: Row, error: BrokenImageError, rows: Iterable[Row], images: ImageFiles, names: ImageNames
 ) -> UserError:
-    """Why the image of a row cannot be used; where it is missing, also which of the other rows' images are."""
+    """Why the image of a row cannot be used, and which of the other rows' images are missing or none."""
     also = ""
-    if isinstance(error, MissingImageError):
-        # One run shall tell all that is missing, and not one image each.
-        others = [other.image for other in rows if not _exists(other.image, names)]
-        if others:
-            shown = ", ".join(map(repr, others[:3]))
-            also = f" {len(others):,} more are missing further down: {shown}."
+    # One run shall tell all of them, and not one image each.
+    others = [other.image for other in rows if find_fault(other.image, images, names)]
+    if others:
+        shown = ", ".join(map(repr, others[:3]))
+        also = f" {len(others):,} more cannot be used further down: {shown}."
     return UserError(
         f"{row.where}: image '{row.image}' cannot be used: {error}.{also} {LEAVE_OUT_IMAGES}"
     )
 
 
-def _exists(image: str, names: ImageNames) -> bool:
+def find_fault(image: str, images: ImageFiles, names: ImageNames) -> str | None:
+    """Why an image is missing, or by its first bytes none at all; None for one that may be sound, which decoding alone can tell."""
     try:
-        names.find(image)
-    except (MissingImageError, OSError):
-        return False
-    return True
+        check_header(images.read(names.find(image)))
+    except (BrokenImageError, OSError) as error:
+        return str(error)
+    return None
 
 
 def _warn_of_images(

@@ -6,13 +6,13 @@ from collections.abc import Collection, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
-from distbranch.data.image_files import ImageFiles, ImageNames, MissingImageError
+from distbranch.data.image_files import ImageFiles, ImageNames
 from distbranch.data.images import SUFFIXES
 from distbranch.data.pack import SPLITS
 from distbranch.data.sources.columns import ALL, KIND_OPTIONS
 from distbranch.data.sources.label_options import TableOptions
 from distbranch.data.sources.label_text import fold_text
-from distbranch.data.sources.source import LEAVE_OUT_IMAGES, as_typed, sample_key
+from distbranch.data.sources.source import LEAVE_OUT_IMAGES, as_typed, find_fault, sample_key
 from distbranch.data.sources.tables import Problems, Table
 
 BUILT_IN_KINDS = {
@@ -178,7 +178,7 @@ def check_images(
         elif first == image:
             problems.add(
                 f"line {line}: image '{image}' has a line already, line {first_line}",
-                "Every image should stand in one line only.",
+                "Every image should stand in one line only: delete one of them.",
             )
         elif first:
             problems.add(
@@ -192,12 +192,9 @@ def check_images(
 def check_files(
     options: TableOptions, table: Table, images: ImageFiles, problems: Problems
 ) -> None:
-    """Every image that a row names should be there."""
+    """Every image that a row names should be there, and be one."""
     names = ImageNames(images)
     for line, image in zip(table.lines, table.columns.get(options.image_column, ()), strict=False):
-        if not image:
-            continue
-        try:
-            names.find(image)
-        except MissingImageError as error:
-            problems.add(f"line {line}: image '{image}': {error}", LEAVE_OUT_IMAGES)
+        fault = find_fault(image, images, names) if image else None
+        if fault:
+            problems.add(f"line {line}: image '{image}': {fault}", LEAVE_OUT_IMAGES)
