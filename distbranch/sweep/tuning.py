@@ -53,6 +53,7 @@ from distbranch.sweep.trial_status import SweepDirectory
 SECONDS_BETWEEN_LOOKS = 0.2  # for a signal: nobody notices so short a wait
 SECONDS_BETWEEN_SIGNS = 10.0  # of life: `distbranch ls` calls a sweep silent after minutes
 SECONDS_TO_BEGIN = 60.0  # and to end, for a trial whose run nobody trains at the moment
+SECONDS_TO_END = 30.0  # for the Tuner, once it is to end
 SECONDS_UNTIL_A_LOST_OWNER_LETS_GO = (
     60  # Ray ends the workers of a driver that was killed within about 30
 )
@@ -192,8 +193,12 @@ def wait_for_tuner(thread: threading.Thread, queue: FamilyQueue) -> StoppedEarly
             if any(map(_is_being_trained, leaders)):
                 trained_at = time.monotonic()
             # Ray waits for room, perhaps for hours.
-            if time.monotonic() - trained_at > SECONDS_TO_BEGIN:
-                queue.abandoned = True
+            idle = time.monotonic() - trained_at
+            queue.abandoned = idle > SECONDS_TO_BEGIN
+            if (
+                idle > SECONDS_TO_BEGIN + SECONDS_TO_END
+            ):  # nor does it end, with its cluster gone say
+                break
     if request() or has_word():
         return request.make_error(
             "The sweep was stopped; running trials saved a checkpoint. The same command resumes."

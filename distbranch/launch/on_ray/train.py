@@ -75,8 +75,7 @@ def _run_trainer(config: Config, attempt: str, report: Report) -> RunResult:
 
     thread = threading.Thread(target=fit, name=NAME_OF_THREAD, daemon=True)
     request = StopRequest()
-    thread_ended = ExitStack()
-    with thread_ended, open_board(attempt):
+    with ExitStack() as thread_ended, open_board(attempt):
         with request.receive_signals():
             thread.start()
             # Ray ends this process without a word if a thread comes back to it after it was shut down.
