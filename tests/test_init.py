@@ -46,7 +46,8 @@ def test_for_as_many_photographs_the_recipe_is_the_measured_one() -> None:
 def test_for_as_many_rooms_the_recipe_is_that_of_rooms() -> None:
     recipe = recipe_of(info_of(DENSE, 2_400, (96, 128)))
     measured = load_config(CONFIGS / "rooms-tree.yaml").model_dump()
-    keys = ("model.backbone", "model.width", "model.output_stride", "method.alpha", "optim.lr")
+    keys = ("model.backbone", "model.width", "model.output_stride", "optim.lr")
+    keys += ("method.alpha", "method.decay")
     keys += ("method.first_decision", "method.round_iterations", "train.iterations")
     for key in (*keys, "train.batch_size", "train.eval_batch_size", "train.clip_norm"):
         assert recipe[key] == measured[key.split(".")[0]][key.split(".")[1]], key

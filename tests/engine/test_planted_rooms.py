@@ -30,9 +30,9 @@ def train_rooms(name: str, folder: Path, seed: int, pack: dict[str, Any], **chan
 
 def test_three_groups_of_small_rooms_are_those_that_are_difficult_together(tmp_path: Path) -> None:
     # In small pictures three groups cost as much as two, so their number is given here.
-    changes = {"method.max_branches": 3, "method.alpha": 1.0, "method.first_decision": 300}
+    changes = {"method.max_branches": 3, "method.alpha": 1.0, "method.first_decision": 1200}
     changes |= {"model.width": 16, "model.head_width": 16}
-    changes |= {"train.iterations": 301, "optim.schedule": "constant"}
+    changes |= {"train.iterations": 1201, "optim.schedule": "constant"}
     pack = {"image_size": "48x64", "samples": 600, "val": 2, "test": 2}
     run = train_rooms("rooms-tree", tmp_path, 3, pack, **changes)
     (decision,) = lines_of(run / "decisions.jsonl")
