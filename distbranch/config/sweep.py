@@ -151,7 +151,7 @@ class SweepConfig(Section):
         "average_precision",
         description="What is compared: a mean over tasks, chosen on val. accuracy | balanced_accuracy | average_precision | "
         "top10_recall | top3 | top5; of numbers standardised_error (less is better) | r2 | rank_correlation; of ordered classes "
-        "quadratic_kappa.",
+        "quadratic_kappa; of maps miou | pixel_accuracy, and of less is better rmse | mean_angle | heat_error.",
     )
     seeds: tuple[int, ...] | None = Field(
         None, min_length=1, description="Every setting is trained with each seed."
