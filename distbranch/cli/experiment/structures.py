@@ -235,7 +235,7 @@ def experiment_planted(
 
     Examples:
     - `distbranch experiment planted configs/quickstart.yaml --seeds 0,1,2`
-    - `distbranch experiment planted configs/rooms-tree.yaml --seeds 3,4,5,6,7`
+    - `distbranch experiment planted configs/rooms-tree.yaml --seeds 8,9,10,11,12`
     """
     from distbranch.experiments.groupings import design_planted_truth
 
