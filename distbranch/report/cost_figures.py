@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import pandas
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from matplotlib.path import Path
 from matplotlib.text import Annotation, Text
 from matplotlib.transforms import Bbox
 
@@ -138,20 +140,27 @@ def settle_names(figure: Figure) -> None:
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     for axes in figure.axes:
-        points = [axes.transData.transform(line.get_xydata()) for line in axes.lines]
-        # ten steps between two points are closer than a name is wide
-        paths = [np.empty((0, 2))]
-        for line, part in zip(axes.lines, points, strict=True):
-            if line.get_linestyle() in ("-", "--") and len(part):
-                paths.append(_interpolate(part))
+        points = [line.get_transform().transform(line.get_xydata()) for line in axes.lines]
+        lines = [
+            Path(part)
+            for line, part in zip(axes.lines, points, strict=True)
+            if line.get_linestyle() in ("-", "--") and len(part)
+        ]
+        bars = [bar for bar in axes.collections if isinstance(bar, LineCollection)]
+        lines += [
+            Path(bar.get_transform().transform(part))
+            for bar in bars
+            for part in bar.get_segments()
+            if len(part) and np.isfinite(part).all()
+        ]
         taken: list[Bbox] = []
         for name in axes.texts:
             if isinstance(name, Annotation):
-                _settle_name(name, axes, np.concatenate(points), np.concatenate(paths), taken)
+                _settle_name(name, axes, np.concatenate(points), lines, taken)
 
 
 def _settle_name(
-    name: Annotation, axes: Axes, points: np.ndarray, paths: np.ndarray, taken: list[Bbox]
+    name: Annotation, axes: Axes, points: np.ndarray, lines: Sequence[Path], taken: list[Bbox]
 ) -> None:
     here = {
         "xytext": name.xyann,
@@ -170,7 +179,8 @@ def _settle_name(
             + 4 * is_outside
             + 4 * (place in FAR)
         )
-        found.append((covered + 3 * bool(box.count_contains(paths)), number, place))
+        covered += 3 * any(line.intersects_bbox(box, filled=False) for line in lines)
+        found.append((covered, number, place))
     least, _, place = min(found, key=lambda one: one[:2])
     box = _place_name(name, place)
     if least < 100:
@@ -186,13 +196,6 @@ def _place_name(name: Annotation, place: Mapping[str, Any]) -> Bbox:
     if name.arrow_patch is not None:
         name.arrow_patch.set_visible(place in FAR)
     return Text.get_window_extent(name)  # without the line to the point
-
-
-def _interpolate(points: np.ndarray) -> np.ndarray:
-    """Points on the straight lines between points [N, 2], ten per line."""
-    at = np.linspace(0, max(len(points) - 1, 0), 10 * len(points))
-    numbers = np.arange(len(points))
-    return np.stack([np.interp(at, numbers, part) for part in points.T], axis=1)
 
 
 def set_value_label(axes: Axes, metric: str, split: str) -> None:

@@ -3,9 +3,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas
+from matplotlib.collections import LineCollection
+from matplotlib.path import Path as Line
 from matplotlib.text import Text
 
-from distbranch.report.cost_figures import Spot, draw_company
+from distbranch.report.cost_figures import Spot, draw_company, draw_deltas
 from distbranch.report.figure_style import (
     DARK,
     ORANGE,
@@ -172,3 +174,31 @@ def test_names_of_networks_that_nearly_coincide_cover_neither_each_other_nor_poi
         for box in boxes:
             assert box.count_overlaps(boxes) == 1, "only itself"
             assert not box.count_contains(points)
+
+
+def test_names_lie_on_no_spread_of_another_network() -> None:
+    # As it was with three seeds of dense tasks, where one bar was long and a name stood on it.
+    spots = [
+        ("single-task", 332e6, 0, 0.002),
+        ("hard-sharing", 73.6e6, -0.05, 0.041),
+        ("groups", 88.1e6, -0.012, 0.002),
+        ("groups-permuted-1", 88.1e6, -0.021, 0.012),
+    ]
+    made = [
+        Spot(name, {"multiply_adds": (adds, None)}, (value, sd)) for name, adds, value, sd in spots
+    ]
+    figure = draw_deltas({"baselines": made[:2], "given groups": made[2:]}, split="test")
+    (axes,) = figure.axes
+    bars = [bar for bar in axes.collections if isinstance(bar, LineCollection)]
+    parts = [
+        Line(axes.transData.transform(part))
+        for bar in bars
+        for part in bar.get_segments()
+        if len(part)
+    ]
+    assert len(parts) == 4
+    names = [name for name in axes.texts if name.get_visible()]
+    assert len(names) == 4
+    for name in names:
+        box = Text.get_window_extent(name)
+        assert not any(part.intersects_bbox(box, filled=False) for part in parts), name.get_text()
