@@ -195,9 +195,8 @@ def wait_for_tuner(thread: threading.Thread, queue: FamilyQueue) -> StoppedEarly
             # Ray waits for room, perhaps for hours.
             idle = time.monotonic() - trained_at
             queue.abandoned = idle > SECONDS_TO_BEGIN
-            if (
-                idle > SECONDS_TO_BEGIN + SECONDS_TO_END
-            ):  # nor does it end, with its cluster gone say
+            # Nor does the Tuner end where its cluster is gone.
+            if idle > SECONDS_TO_BEGIN + SECONDS_TO_END:
                 break
     if request() or has_word():
         return request.make_error(
