@@ -9,7 +9,7 @@ from distbranch.data.balance import describe_balance
 from distbranch.data.shards import DatasetInfo
 from distbranch.data.sources import parse_options
 from distbranch.engine.initialisation import first_architecture, read_given_tree, read_own_tree
-from distbranch.engine.process_group import wants_gpu
+from distbranch.engine.process_group import has_bf16, wants_gpu
 from distbranch.engine.run_start import begins_anew, changes_iterations, check_run
 from distbranch.engine.scout import make_scout_config
 from distbranch.launch.on_ray.address import cluster_address
@@ -85,7 +85,10 @@ def plan_run(config: Config, link: Link, *, fresh: bool = False) -> Plan:
     parameters = num_parameters(architecture)
     num_tasks = len(info.tasks)
     here = "cuda" if wants_gpu(launch) else "cpu"
-    step = measure_step(config, architecture, device=torch.device(here))
+    precision = config.train.precision
+    if precision == "auto":
+        precision = "bf16" if has_bf16(torch.device(here)) else "fp32"
+    step = measure_step(config, architecture, device=torch.device(here), bf16=precision == "bf16")
     share = max(1, config.train.batch_size // launch.most_workers)
     norm = norm_messages(config, architecture)
     # Batch norm talks only where a group of its images lies on several ranks: one message forward, one backward.
@@ -120,7 +123,7 @@ def plan_run(config: Config, link: Link, *, fresh: bool = False) -> Plan:
         ("run directory", config.run_url or str(config.run_directory)),
         ("torch", torch.__version__),
         (
-            f"a step of one rank's {share} images, measured here",
+            f"a step of one rank's {share} images in {precision}, measured here",
             f"{1000 * step.whole_s:.1f} ms ({1000 * step.forward_s:.1f} ms of it forward)",
         ),
         ("time", f"{describe_duration(estimate_seconds(config, info, step))} on this machine"),

@@ -120,8 +120,10 @@ def _make_labels(architecture: Architecture, num_images: int, device: torch.devi
     return join_labels(torch.zeros(num_images, len(architecture.tasks), device=device), maps)
 
 
-def measure_step(config: Config, architecture: Architecture, *, device: torch.device) -> StepTime:
-    """Train a few steps of one rank's share on random images, with one rank's threads."""
+def measure_step(
+    config: Config, architecture: Architecture, *, device: torch.device, bf16: bool
+) -> StepTime:
+    """Train a few steps of one rank's share on random images, with one rank's threads and the forward pass in bf16 or not."""
     num_images = max(
         2, config.train.batch_size // config.launch.most_workers
     )  # batch norm alone needs two
@@ -133,7 +135,9 @@ def measure_step(config: Config, architecture: Architecture, *, device: torch.de
     labels = _make_labels(architecture, num_images, device)
 
     def forward() -> torch.Tensor:
-        return network.tasks.compute_losses(network(images, flat=True), labels).sum() / num_images
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            outputs = network(images, flat=True)
+        return network.tasks.compute_losses(outputs, labels).sum() / num_images
 
     def step() -> None:
         optimizer.zero_grad()

@@ -1,18 +1,23 @@
 """The predicted scaling follows from the ring all-reduce and a measured step."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from tiny_runs import config_of
 
 from distbranch.config import load_config
 from distbranch.data.shards import read_dataset
+from distbranch.engine.initialisation import first_architecture
 from distbranch.launch.dry_run import describe_duration, estimate_seconds
 from distbranch.launch.scaling import (
     BUCKET_BYTES,
     Link,
     NormMessages,
     StepTime,
+    measure_step,
     pair_bytes,
     predict,
 )
@@ -82,3 +87,22 @@ def test_the_time_of_a_run_is_that_of_its_steps_and_evaluations(tiny_data: Path)
     assert describe_duration(seconds) == "about 10 minute(s)"
     assert describe_duration(29) == "less than a minute"
     assert describe_duration(12_180) == "about 3 h 23 min"
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_step_is_measured_in_the_precision_of_the_run(
+    tiny_data: Path, monkeypatch: pytest.MonkeyPatch, bf16: bool
+) -> None:
+    config = load_config(config_of(tiny_data, "runs"), {})
+    architecture = first_architecture(config, read_dataset(tiny_data))
+    seen = set()
+    compute: Callable[..., torch.Tensor] = torch.nn.functional.conv2d
+
+    def conv2d(*args: Any, **options: Any) -> torch.Tensor:
+        outputs = compute(*args, **options)
+        seen.add(outputs.dtype)
+        return outputs
+
+    monkeypatch.setattr(torch.nn.functional, "conv2d", conv2d)
+    measure_step(config, architecture, device=torch.device("cpu"), bf16=bf16)
+    assert seen == {torch.bfloat16 if bf16 else torch.float32}
