@@ -26,6 +26,7 @@ from distbranch.launch.scaling import (
     FLOAT32,
     FLOAT64,
     Link,
+    NormMessages,
     Scale,
     StepTime,
     measure_step,
@@ -63,14 +64,9 @@ def plan_run(config: Config, link: Link, *, fresh: bool = False) -> Plan:
     if is_to_be_packed(config):
         source = parse_options(config.data.pack or {}).open()
         _check_run_directory(config)
-        return Plan(
-            (
-                (
-                    "data",
-                    f"{config.data.path} would be packed first ({source.num_samples or 'unknown'} samples)",
-                ),
-            )
-        )
+        num_samples = source.num_samples or "unknown"
+        told = f"{config.data.path} would be packed first ({num_samples} samples)"
+        return Plan((("data", told),))
     info = read_packed_data(config)
     check_data(config, info)
     _check_run_directory(config)
@@ -79,44 +75,25 @@ def plan_run(config: Config, link: Link, *, fresh: bool = False) -> Plan:
     architecture, tree = first_architecture(config, info), read_own_tree(config)
     if tree is not None and not architecture.has_policy:
         architecture = architecture.with_tree(tree)
-    height, width = architecture.image_size
 
     # What a step costs here, and what it would send.
-    parameters = num_parameters(architecture)
-    num_tasks = len(info.tasks)
-    here = "cuda" if wants_gpu(launch) else "cpu"
+    here = torch.device("cuda" if wants_gpu(launch) else "cpu")
     precision = config.train.precision
     if precision == "auto":
-        precision = "bf16" if has_bf16(torch.device(here)) else "fp32"
-    step = measure_step(config, architecture, device=torch.device(here), bf16=precision == "bf16")
+        precision = "bf16" if has_bf16(here) else "fp32"
+    step = measure_step(config, architecture, device=here, bf16=precision == "bf16")
     share = max(1, config.train.batch_size // launch.most_workers)
     norm = norm_messages(config, architecture)
-    # Batch norm talks only where a group of its images lies on several ranks: one message forward, one backward.
-    norm_bytes = 2 * norm.num_bytes if share < norm.group_size else 0
     # Of a cluster nobody knows before it is joined whether its nodes have GPUs.
-    place, device = "this machine", here
+    place, device = "this machine", here.type
     if address := cluster_address(launch):
         place, device = address, launch.device
     lines = (
         *(("data", f"{member.path}: {_format_samples(member)}") for member in info.members),
         *_describe_balances(config, info),
-        ("tasks", f"{num_tasks}"),
-        ("images", f"{height}x{width} (height x width)"),
-        (
-            "network",
-            f"{config.model.backbone}, {config.model.width_text}, {_describe_architecture(architecture)}",
-        ),
-        ("parameters", f"{parameters:,} ({_describe_weights(architecture)})"),
-        ("multiply-adds per image", f"{multiply_adds(architecture):,}"),
-        *_describe_dense_heads(architecture),
+        *_describe_network(config, architecture),
         ("ranks", f"{launch.workers} on {place}, device {device}"),
-        ("gradients on the wire per step and rank", f"{parameters * FLOAT32:,} bytes"),
-        ("margins and losses per step and rank", f"{3 * num_tasks * FLOAT64:,} bytes"),
-        (
-            "statistics of batch norm per step and rank",
-            f"{norm_bytes:,} bytes ({norm.group_size} images a group)",
-        ),
-        ("pair statistics per decision and rank", f"{pair_bytes(num_tasks):,} bytes"),
+        *_describe_messages(architecture, norm, share),
         *_describe_scout(config, info, step),
         *_describe_later_tree(config, architecture),
         ("steps", f"{config.train.iterations:,} of {config.train.batch_size} images"),
@@ -130,9 +107,46 @@ def plan_run(config: Config, link: Link, *, fresh: bool = False) -> Plan:
         ("assumed between ranks", f"{link.gbit_s:g} Gbit/s, {link.latency_us:g} us"),
     )
     scales = predict(
-        step, link, num_parameters=parameters, num_tasks=num_tasks, images_per_rank=share, norm=norm
+        step,
+        link,
+        num_parameters=num_parameters(architecture),
+        num_tasks=len(info.tasks),
+        images_per_rank=share,
+        norm=norm,
     )
     return Plan(lines, tuple(scales))
+
+
+def _describe_network(config: Config, architecture: Architecture) -> list[tuple[str, str]]:
+    """What it is, and its costs."""
+    height, width = architecture.image_size
+    backbone = f"{config.model.backbone}, {config.model.width_text}"
+    parameters = f"{num_parameters(architecture):,} ({_describe_weights(architecture)})"
+    return [
+        ("tasks", f"{len(architecture.tasks)}"),
+        ("images", f"{height}x{width} (height x width)"),
+        ("network", f"{backbone}, {_describe_architecture(architecture)}"),
+        ("parameters", parameters),
+        ("multiply-adds per image", f"{multiply_adds(architecture):,}"),
+        *_describe_dense_heads(architecture),
+    ]
+
+
+def _describe_messages(
+    architecture: Architecture, norm: NormMessages, share: int
+) -> list[tuple[str, str]]:
+    """What a rank with `share` images of a step would send."""
+    num_tasks = len(architecture.tasks)
+    # Batch norm talks only where a group of its images lies on several ranks: one message forward, one backward.
+    norm_bytes = 2 * norm.num_bytes if share < norm.group_size else 0
+    norm_told = f"{norm_bytes:,} bytes ({norm.group_size} images a group)"
+    gradient_bytes = num_parameters(architecture) * FLOAT32
+    return [
+        ("gradients on the wire per step and rank", f"{gradient_bytes:,} bytes"),
+        ("margins and losses per step and rank", f"{3 * num_tasks * FLOAT64:,} bytes"),
+        ("statistics of batch norm per step and rank", norm_told),
+        ("pair statistics per decision and rank", f"{pair_bytes(num_tasks):,} bytes"),
+    ]
 
 
 def _describe_balances(config: Config, info: DatasetInfo) -> list[tuple[str, str]]:
