@@ -253,9 +253,9 @@ class MethodConfig(Section):
     widen_at: Count | None = None
     """With `groups`: the optimiser step after which the tree is taken, all its layers at once; until then all tasks share every
     layer. If empty the run begins with the tree."""
-    birth: Literal["copies", "fresh"] = "copies"
-    """What the branches of a widened layer begin as: copies of the one they were, or newly drawn ones without memory of the
-    optimiser."""
+    birth: Literal["copies", "perturbed", "fresh"] = "copies"
+    """What the branches of a widened layer begin as: copies of the one they were, newly drawn ones without memory of the
+    optimiser, or halfway between (`perturbed`, with its memory)."""
     init: Literal["random", "somp", "largest-norm", "random-rows"] = "random"
     """First weights: random numbers, or filters of `pretrained`, chosen by SOMP, by norm or at random."""
     pretrained: Place | None = None

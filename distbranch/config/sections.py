@@ -346,7 +346,7 @@ class Config(Section):
     def inherits_memory(self) -> bool:
         """Whether branches are born to which an Adam leaves what it knows of the one that they were made from."""
         is_adam = self.optim.name in ("adam", "adamw")
-        return self.widens and is_adam and self.method.birth == "copies"
+        return self.widens and is_adam and self.method.birth != "fresh"
 
     @property
     def ignored(self) -> tuple[str, ...]:

@@ -227,7 +227,8 @@ class TrainedNetwork:
         """Replace the network by a wider one: weights, running statistics and optimiser slots are copied by branch name.
 
         With `method.birth: fresh` the branches of the layers that divide are drawn anew, and the optimiser knows nothing of them,
-        as it knows nothing of differences that are born; with `optim.inherited_steps` it knows less of the copies.
+        as it knows nothing of differences that are born; with `optim.inherited_steps` it knows less of the copies. `perturbed`
+        branches are the mean of both (shrink and perturb, Ash and Adams 2020).
 
         Args:
             splits: of the layers that follow each other from the active one down.
@@ -247,11 +248,15 @@ class TrainedNetwork:
 
         prefixes = tuple(f"units.{tree.layers[split.layer - 1]}." for split in splits)
         newborn = [name for name in model if name.startswith(prefixes)]
-        optim = self.config.optim
-        if self.config.method.birth == "fresh":
-            drawn = self._draw(new)
+        optim, birth = self.config.optim, self.config.method.birth
+        drawn = {} if birth == "copies" else self._draw(new)
+        if birth == "perturbed":
+            numbers = [name for name in newborn if model[name].is_floating_point()]
+            drawn |= {name: (model[name] + drawn[name]) / 2 for name in numbers}
+        if drawn:
             model |= {name: drawn[name] for name in newborn}
             average |= {name: drawn[name] for name in newborn}
+        if birth == "fresh":
             unknown |= {key: value for key, value in slots.items() if key.startswith(prefixes)}
             slots = {key: value for key, value in slots.items() if key not in unknown}
         elif optim.inherited_steps is not None:

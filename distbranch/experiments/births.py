@@ -24,6 +24,7 @@ SCRATCH = "scratch"
 BIRTHS: Variants = {
     "copies": {},
     "forgetful": {"optim.inherited_steps": 10},
+    "perturbed": {"method.birth": "perturbed"},
     "fresh": {"method.birth": "fresh"},
     "restart": {"optim.when_widened": "restart"},
 }

@@ -87,6 +87,21 @@ def test_fresh_branches_are_drawn_anew_without_memory_and_all_below_them_is_as_i
     assert slots.keys() == {name for name in all_slots if not name.startswith(drawn)}
 
 
+def test_perturbed_branches_lie_halfway_between_copies_and_fresh_ones_and_keep_the_memory(
+    tiny_data: Path, tmp_path: Path
+) -> None:
+    births = ("copies", "perturbed", "fresh")
+    runs = [trained(tiny_data, tmp_path / one, **{"method.birth": one}) for one in births]
+    copied, perturbed, fresh = [weights_at(run, 6) for run in runs]
+    numbers = [name for name, value in copied.items() if value.is_floating_point()]
+    assert len(numbers) > 20
+    for name in numbers:
+        assert torch.equal(perturbed[name], (copied[name] + fresh[name]) / 2)
+    memories = [weights_at(run, 6, "optimizer") for run in runs[:2]]
+    assert memories[0].keys() == memories[1].keys()
+    assert all(torch.equal(value, memories[1][name]) for name, value in memories[0].items())
+
+
 def test_copies_that_inherit_few_steps_have_the_same_weights_and_a_shorter_memory(
     tiny_data: Path, tmp_path: Path
 ) -> None:
@@ -103,7 +118,7 @@ def test_copies_that_inherit_few_steps_have_the_same_weights_and_a_shorter_memor
             assert (float(value), float(old[name])) == (2, 6)
 
 
-@pytest.mark.parametrize("birth", ["copies", "fresh"])
+@pytest.mark.parametrize("birth", ["copies", "perturbed", "fresh"])
 def test_a_run_of_two_ranks_killed_while_it_takes_its_tree_ends_with_the_same_bits(
     birth: str, tiny_data: Path, ranks: RankServer, tmp_path: Path
 ) -> None:

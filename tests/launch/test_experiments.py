@@ -602,6 +602,7 @@ def test_births_differ_from_the_tree_from_scratch_in_when_and_how_it_is_taken_al
     expected = {
         "copies": {at},
         "forgetful": {at, "optim.inherited_steps"},
+        "perturbed": {at, "method.birth"},
         "fresh": {at, "method.birth"},
         "restart": {at, "optim.when_widened"},
     }
