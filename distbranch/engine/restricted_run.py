@@ -68,6 +68,7 @@ def restrict_run(
         splits = [split for split in summary["metrics"] if split in scored]
         metrics = {split: evaluate_run(new.path, split) for split in splits}
         summary |= {"name": out.name, "metrics": metrics, "restricted_from": str(run.absolute())}
+        summary.pop("folded_weights", None)  # it was loaded with whole weights
         summary |= describe_network(architecture)
         write_json(new.result, summary)
     return make_result(architecture.tree, out, summary)

@@ -114,7 +114,7 @@ def design_table(
             figures["table.png"] = draw_company({}, spots, metric=metric, split=split)
         return Findings(sentences, csv=tabulate_pairs(values, names, metric), figures=figures)
 
-    about = {"experiment": "table"}
+    about = {"experiment": "table", "metric": metric, "split": split}
     return Experiment(
         "table", about, variants, analyse, splits=(split,), derived=linked, among_runs=True
     )

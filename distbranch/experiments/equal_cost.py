@@ -254,9 +254,9 @@ def choose_two_widths(architecture: Architecture) -> TwoWidths:
     middle = len(most) // 2
     below, above = np.mgrid[1 : min(most[:middle]) + 1, 1 : min(most[middle:]) + 1]
 
-    # A layer costs the product of its width and of that before it, the first one and the heads one width alone: five networks
-    # tell the costs of all.
-    samples = [(2, 3), (3, 5), (5, 2), (4, 7), (7, 3)]
+    # A layer costs the product of its width and of that before it, the first one and the heads one width alone, and heads of dense
+    # tasks have layers of no such width: six networks tell the costs of all. None has equal widths, which spare a ResNet a projection.
+    samples = [(2, 3), (3, 5), (5, 2), (4, 7), (7, 3), (8, 6)]
     costs = []
     for pair in samples:
         widths = list_uneven_widths(thin.backbone.source, *pair)
@@ -269,8 +269,9 @@ def choose_two_widths(architecture: Architecture) -> TwoWidths:
 
 
 def _list_products(below: np.ndarray, above: np.ndarray) -> np.ndarray:
-    """Of two widths [...] what costs are sums of, [..., 5]."""
-    return np.stack([below, above, below**2, below * above, above**2], axis=-1)
+    """Of two widths [...] what costs are sums of, [..., 6]."""
+    ones = np.ones_like(below)
+    return np.stack([ones, below, above, below**2, below * above, above**2], axis=-1)
 
 
 def _list_costs(architecture: Architecture) -> list[int]:

@@ -90,7 +90,12 @@ def design_grouping(
 
     return Experiment(
         name=f"grouping-{run_name}",
-        about={"experiment": "grouping", "run": str(run.absolute()), "split": split},
+        about={
+            "experiment": "grouping",
+            "run": str(run.absolute()),
+            "split": split,
+            "metrics": list(metrics),
+        },
         variants=variants,
         analyse=analyse,
         splits=(split,),
@@ -127,6 +132,9 @@ def make_permutations(run: Path, permutations: int, split: str) -> Variants:
         "method.pretrained": None,
         "method.permutation": None,
         "method.begin": "grown",
+        "method.lowest": None,
+        "method.widen_at": None,
+        "method.birth": "copies",
         **{f"method.{key}": None for key in KEYS_OF_SCOUTS},
     }
     variants = {LEARNED: given}

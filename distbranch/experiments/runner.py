@@ -282,12 +282,15 @@ def make_markdown(sweep: SweepConfig, findings: Findings, runs: Runs) -> str:
 
     if not runs:
         return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
-    about = json.loads(SweepDirectory(sweep.path).latency.read_text())
-    parts.append(
-        "Means over tasks; mean ± standard deviation over seeds. Latency: "
-        f"{about['runtime']}, batch norm folded, batch 1, {about['threads']} thread, median of {about['turns']} turns in one process "
-        f"on {about['host']}."
-    )
+    told = "Means over tasks; mean ± standard deviation over seeds."
+    latency = SweepDirectory(sweep.path).latency
+    if latency.exists():  # it is missing where a network could not be read
+        about = json.loads(latency.read_text())
+        told += (
+            f" Latency: {about['runtime']}, batch norm folded, batch 1, {about['threads']} thread, median of {about['turns']} turns in "
+            f"one process on {about['host']}."
+        )
+    parts.append(told)
     for split in SPLITS:
         for title, results in split_by_data_set(runs, split).items():
             heading = f"## {split}"

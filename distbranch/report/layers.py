@@ -60,6 +60,8 @@ def grow_layers(
         index = decision["layer"] - 1
         if "layers" in decision:  # all from there to the top, with tasks as they were permuted
             shown[index:] = layers[index:]
+        elif decision.get("permutation") is not None:
+            shown[index] = layers[index]
         else:
             shown[index] = replace(layers[index], branches=tuple(map(tuple, decision["tasks"])))
         steps.append(tuple(shown))

@@ -17,7 +17,7 @@ from distbranch.report.figures import (
 )
 from distbranch.report.layers import format_name, list_top_groups, mark_skipped, name_decision
 from distbranch.report.map_figures import draw_maps
-from distbranch.report.run_files import Json, RunFiles, choose_shown_split, find_task_order
+from distbranch.report.run_files import Json, RunFiles, choose_shown_split
 from distbranch.report.sharing_figures import draw_groups, draw_policy, draw_search
 from distbranch.report.tree_figure import draw_growth, draw_tree
 
@@ -113,9 +113,8 @@ def list_pictures(run: RunFiles, thin: RunFiles | None = None) -> dict[str, Call
     if run.layers and decisions:
         decision = _choose_shown_decision(run)
         title = f"{name_decision(decision)[0]}, iteration {decision['iteration']:,}, decided by {decision['affinity_kind']}"
-        tasks = find_task_order(decisions)
         found["affinity"] = lambda: draw_affinity(
-            run.read_affinity(decision), tasks, groups, title=title
+            run.read_affinity(decision), run.tasks, groups, title=title
         )
         found["costs"] = lambda: draw_costs(decisions)
     if training:

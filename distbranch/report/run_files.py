@@ -46,6 +46,9 @@ class RunFiles:
     result: Json | None
     policy: Json | None = None  # of AdaShare
     policies: tuple[Json, ...] = ()  # of its search, by cycle
+    tasks: tuple[
+        str, ...
+    ] = ()  # in the order of the rows of the affinities; empty if the method grows no tree
 
     @property
     def name(self) -> str:
@@ -127,16 +130,18 @@ def read_run(run_directory: Path | str) -> RunFiles:
         raise UserError(
             f"{directory / 'tree.json'} should list the layers with their branches, but {error} is missing or wrong."
         ) from error
+    decisions = _read_log(directory / "decisions.jsonl", "round", "layer_name")
     return RunFiles(
         directory=directory,
         config=config,
         environment=_read_json(directory / "environment.json") or {},
         layers=layers,
-        decisions=_read_log(directory / "decisions.jsonl", "round"),
+        decisions=decisions,
         metrics=_read_log(directory / "metrics.jsonl", "iteration", "kind", "split"),
         result=_read_json(directory / "result.json"),
         policy=_read_json(directory / "policy.json"),
         policies=_read_log(directory / "policies.jsonl", "iteration"),
+        tasks=_order_tasks(tree or {}, decisions),
     )
 
 
@@ -170,14 +175,16 @@ def choose_shown_split(run: RunFiles) -> str:
     return ""
 
 
-def find_task_order(decisions: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The tasks in the order of the rows of the affinities: the first decision groups the heads by that number."""
-    first = decisions[0]
-    # the tasks of a group stand in the order of their numbers
+def _order_tasks(tree: Json, decisions: Sequence[Json]) -> tuple[str, ...]:
+    """The tasks in the order of the rows of the affinities."""
+    if "tasks" in tree:
+        return tuple(tree["tasks"])
+    # Runs of earlier versions all began with one branch, so that their first decision groups tasks by number.
     named: dict[int, str] = {}
-    for group, names in zip(first["groups"], first["tasks"], strict=True):
-        named |= zip(sorted(group), names, strict=True)
-    return [named[number] for number in sorted(named)]
+    for decision in decisions[:1]:
+        for group, names in zip(decision["groups"], decision["tasks"], strict=True):
+            named |= zip(sorted(group), names, strict=True)
+    return tuple(named[number] for number in sorted(named))
 
 
 def _read_json(path: Path) -> Json | None:

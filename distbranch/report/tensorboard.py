@@ -6,6 +6,7 @@ The engine imports nothing from here: whoever launches a run passes `log_decisio
 import io
 import shutil
 from collections.abc import Mapping
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from PIL import Image
 from distbranch.report.figure_style import render_in_style
 from distbranch.report.figures import draw_affinity, draw_costs
 from distbranch.report.layers import format_name, grow_layers, list_top_groups, name_decision
-from distbranch.report.run_files import find_task_order, read_run
+from distbranch.report.run_files import read_run
 from distbranch.report.sweep_files import COSTS, FINISHED, SweepFiles
 from distbranch.report.tree_figure import draw_tree
 
@@ -29,14 +30,14 @@ def log_decision(writer: Any, decision: Mapping[str, Any], run_directory: Path |
     Reads the affinity file, `tree.json` and the earlier decisions of the run directory; the decision itself may be there or not.
     """
     run = read_run(run_directory)
-    earlier = [line for line in run.decisions if line["round"] < decision["round"]]
+    # Decisions of a scout are of one round and written in one step, so later ones may be there too.
+    earlier = list(takewhile(lambda line: _locate(line) != _locate(decision), run.decisions))
     layers = grow_layers(run.layers, [*earlier, decision])[-1]
     groups = list_top_groups(layers)
     step = decision["iteration"]
-    tasks = find_task_order([*earlier, decision])
     pictures = {
         "decision/tree": draw_tree(layers, title=": ".join(name_decision(decision))),
-        "decision/affinity": draw_affinity(run.read_affinity(decision), tasks, groups),
+        "decision/affinity": draw_affinity(run.read_affinity(decision), run.tasks, groups),
         "decision/costs": draw_costs([decision]),
     }
     for name, figure in pictures.items():
@@ -48,6 +49,10 @@ def log_decision(writer: Any, decision: Mapping[str, Any], run_directory: Path |
         "\n".join([f"**{decision['layer_name']}**\n", *lines]),
         global_step=step,
     )
+
+
+def _locate(decision: Mapping[str, Any]) -> tuple[int, str]:
+    return decision["round"], decision["layer_name"]
 
 
 def render_pixels(figure: Figure) -> np.ndarray:

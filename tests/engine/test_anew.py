@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -35,7 +36,9 @@ from distbranch.launch.scaling import Link
 from distbranch.models.architecture import Architecture
 from distbranch.report.console import describe_scout
 from distbranch.report.page import render_run
+from distbranch.report.pictures import list_pictures
 from distbranch.report.run_files import read_run
+from distbranch.report.tensorboard import log_decision
 from distbranch.tasks import Task
 
 
@@ -207,6 +210,14 @@ def test_layers_that_are_grouped_one_by_one_make_the_tree_of_a_fixed_run_however
     decisions = lines_of(run / "decisions.jsonl")
     assert len({line["layer"] for line in decisions}) == len(decisions) > 1
     assert len({line["affinity_file"] for line in decisions}) == len(decisions)
+    # All are of one round, and all are shown.
+    assert [line["layer"] for line in read_run(run).decisions] == [
+        line["layer"] for line in decisions
+    ]
+    for draw in list_pictures(read_run(run)).values():
+        assert draw().axes
+    for decision in decisions:
+        log_decision(MagicMock(), decision, run)
     groups = {line["layer_name"]: line["tasks"] for line in decisions}
     fixed = {"train.iterations": 12, "train.evaluate_every": 0, "optim.warmup": 3}
     fixed["method"] = {"name": "fixed", "groups": groups}

@@ -17,6 +17,7 @@ from distbranch.config import load_config
 from distbranch.data.mixture import read_data
 from distbranch.engine.artifact import load_model
 from distbranch.engine.initialisation import first_architecture
+from distbranch.engine.restricted_run import restrict_run
 from distbranch.engine.trained_network import TrainedNetwork
 from distbranch.errors import UserError
 from distbranch.models.architecture import Architecture, num_weights
@@ -142,6 +143,16 @@ def test_the_result_says_what_is_stored_and_what_is_served(grown: Callable[[int]
     ]
     assert result["parameters"] == sum(trained)
     assert result["weights"] < result["parameters"]
+
+
+def test_a_part_of_a_run_is_stored_as_it_is_served(
+    grown: Callable[[int], Path], tmp_path: Path
+) -> None:
+    restrict_run(grown(1), tmp_path / "part", tasks=["cell-0"])
+    result = json.loads((tmp_path / "part" / "result.json").read_text())
+    served, _ = load_model(tmp_path / "part")
+    assert result["weights"] == num_weights(served.architecture)
+    assert "folded_weights" not in result
 
 
 def test_a_given_tree_is_trained_from_scratch_with_differences(

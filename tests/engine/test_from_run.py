@@ -16,6 +16,8 @@ from distbranch.api import load
 from distbranch.engine.restricted_run import restrict_run
 from distbranch.engine.results import read_result
 from distbranch.engine.session import evaluate_run, find_thin_baselines
+from distbranch.report.pictures import list_pictures
+from distbranch.report.run_files import read_run
 from distbranch.tasks import Task
 
 OLD = TASKS[:6]
@@ -120,6 +122,9 @@ def test_a_tree_grows_on_from_that_of_the_earlier_run(
     decisions = [json.loads(line) for line in (run / "decisions.jsonl").read_text().splitlines()]
     assert [decision["layer_name"] for decision in decisions] == ["fc5"]
     assert _branches(run) == TOP["fc6"]
+    # The first decision groups branches of the earlier tree.
+    for draw in list_pictures(read_run(run)).values():
+        assert draw().axes
 
 
 def test_a_task_with_other_classes_has_a_fresh_head_on_its_own_branch(tmp_path: Path) -> None:

@@ -55,6 +55,7 @@ from distbranch.experiments.runs import (
 )
 from distbranch.models.architecture import Architecture
 from distbranch.models.backbone import Backbone
+from distbranch.models.dense_heads import HeadPlan
 from distbranch.report.experiment_figures import save_figure
 from distbranch.sweep import run as sweep_run
 from distbranch.sweep import tuning
@@ -373,6 +374,19 @@ def finished(run: Path, tree: Tree) -> Path:
     (run / "result.json").write_text(json.dumps({"metrics": {"val": {}}}))
     (run / "tree.json").write_text(json.dumps({"tree": tree.to_json()}))
     return run
+
+
+def test_a_tree_that_a_run_took_late_is_trained_from_scratch(tmp_path: Path) -> None:
+    halves = Tree(("conv", "fc"), 4).split(Split(2, ((0, 1), (2, 3))))
+    run = finished(tmp_path / "run", halves)
+    late = {"name": "fixed", "groups": str(run), "widen_at": 3, "birth": "fresh"}
+    grown = {"name": "branching", "lowest": "conv2_1"}
+    for method in (late, grown):
+        (run / "config.yaml").write_text(json.dumps({"data": {"path": "data"}, "method": method}))
+        variants = groupings.make_permutations(run, 1, "val")
+        for trial in list_trials(build_sweep("g", variants, [], seeds=[0], jobs=None)):
+            assert (trial.method.widen_at, trial.method.birth) == (None, "copies")
+            assert (trial.method.lowest, trial.method.groups) == (None, str(run))
 
 
 def test_permutations_are_those_that_put_other_tasks_together(tmp_path: Path) -> None:
@@ -899,6 +913,14 @@ def test_of_what_costs_as_much_as_a_plain_network_that_one_is_the_nearest(
     assert equal_cost.choose_two_widths(planted) == pair
 
 
+def test_the_nearest_plain_network_of_dense_tasks_has_their_heads_too() -> None:
+    tasks = (Task("depth", "depth"), Task("edges", "heat"))
+    widths = equal_cost.list_uneven_widths("resnet18", 20, 33)
+    backbone = Backbone("resnet18", (64, 64), widths=widths, output_stride=8)
+    planted = Architecture(backbone, tasks, dense_head=HeadPlan("light", 32))
+    assert equal_cost.choose_two_widths(planted) == (20, 33)
+
+
 def test_a_plain_network_of_two_widths_costs_what_a_tree_costs_in_both() -> None:
     tasks = tuple(Task(name) for name in "abcdef")
     thin = Architecture(Backbone("vgg9", (32, 32), 16), tasks)
@@ -1132,7 +1154,8 @@ def test_another_comparison_does_not_overwrite_a_table(
         ):
             run_table(configs, seeds)
     with pytest.raises(
-        UserError, match=r"another comparison, with experiment=table; they would be overwritten"
+        UserError,
+        match=r"another comparison, with experiment=table, metric=.*; they would be overwritten",
     ):
         check_same_comparison(
             build_sweep(

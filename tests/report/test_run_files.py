@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from distbranch.errors import UserError
-from distbranch.report.run_files import find_task_order, read_run
+from distbranch.report.run_files import read_run
 
 
 @pytest.fixture
@@ -22,10 +22,13 @@ def test_a_run_is_read_with_layers_decisions_and_scores(grown_run: Path) -> None
     assert run.read_affinity(run.decisions[0]).keys() == {"agreement", "phi"}
 
 
-def test_the_first_decision_tells_the_order_of_the_tasks(
-    grown_run: Path, task_names: list[str]
+def test_the_tree_tells_the_order_of_the_tasks_and_in_earlier_versions_the_first_decision_did(
+    run: Path, task_names: list[str]
 ) -> None:
-    assert find_task_order(read_run(grown_run).decisions) == task_names
+    assert read_run(run).tasks == tuple(task_names)
+    tree = json.loads((run / "tree.json").read_text())
+    (run / "tree.json").write_text(json.dumps(tree | {"tasks": task_names[::-1]}))
+    assert read_run(run).tasks == tuple(task_names[::-1])
 
 
 def test_without_result_the_last_evaluation_of_a_split_counts(run: Path) -> None:
