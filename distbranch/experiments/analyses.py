@@ -262,13 +262,18 @@ def format_table(table: DataFrame, metric: str | None = None) -> list[dict[str, 
 
     Args:
         table: of an analysis.
-        metric: of the differences; a share if None. A column `metric` says it row by row.
+        metric: of the differences; a share if None. A column `metric` says it row by row, with the unit where rows have several.
     """
     columns = [column for column in table.columns if not column.endswith(BESIDE)]
+    units = {name_difference(one) for one in table.get("metric", [metric or ""])}
+    unit = "" if len(units) > 1 else "".join(units)
     rows = []
     for row in table.to_dict("records"):
         own = row.get("metric", metric)
-        rows.append({_make_heading(name, metric): format_cell(name, row, own) for name in columns})
+        cells = {_make_heading(name, unit): format_cell(name, row, own) for name in columns}
+        if len(units) > 1:
+            cells["metric"] = ", ".join(filter(None, (own, name_difference(own))))
+        rows.append(cells)
     return rows
 
 
@@ -279,7 +284,7 @@ def make_table(table: DataFrame, metric: str | None = None, *, title: str = "") 
         num_names += 1
     cells = DataFrame(format_table(table, metric))
     # A head loses the unit of shares at its end, and this one is nothing without it.
-    interval = _make_heading(INTERVAL, metric)
+    interval = _make_heading(INTERVAL, "")
     cells = cells.rename(columns={interval: f"{interval} interval"})
     return render_rich(cells, title, num_names=num_names)
 
@@ -289,14 +294,15 @@ def format_markdown(table: DataFrame, metric: str | None = None) -> str:
     return render_markdown(DataFrame(format_table(table, metric)))
 
 
-def _make_heading(column: str, metric: str | None) -> str:
+def _make_heading(column: str, unit: str) -> str:
+    """What stands over a column; `unit` is that of differences."""
     if column == INTERVAL:
         return f"{LEVEL} %"
     if column in SIGNED:
         return SIGNED[column]
     heading = column.replace("_", " ")
     if column in POINTS:
-        return ", ".join(filter(None, (heading, name_difference(metric or ""))))
+        return ", ".join(filter(None, (heading, unit)))
     if column.startswith("backbone_"):
         return f"{heading.removeprefix('backbone ')} without heads"
     found = _find_metric(column)

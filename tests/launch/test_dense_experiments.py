@@ -217,3 +217,14 @@ def test_other_methods_and_data_without_dense_tasks_are_refused(
     pack_tiny(tmp_path / "data")
     with pytest.raises(UserError, match="should have dense tasks"):
         design(recipe, [f"data.path={tmp_path / 'data'}"])
+
+
+def test_differences_in_several_units_are_told_with_their_own() -> None:
+    rows = [
+        {"metric": "miou", "task": "segmentation", "difference": -0.012},
+        {"metric": "rmse", "task": "depth", "difference": 0.025},
+    ]
+    cells = [list(row.values()) for row in format_table(DataFrame(rows))]
+    assert [row[0] for row in cells] == ["miou, points", "rmse, m"]
+    assert list(format_table(DataFrame(rows))[0])[2] == "difference"
+    assert list(format_table(DataFrame(rows[:1]))[0])[2] == "difference, points"
